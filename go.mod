@@ -1,0 +1,3 @@
+module github.com/every-channel/ecboot
+
+go 1.26
