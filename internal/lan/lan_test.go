@@ -1,0 +1,150 @@
+package lan
+
+import (
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/every-channel/ecboot/internal/nettest"
+)
+
+func TestMain(m *testing.M) { nettest.Main(m) }
+
+var private = netip.MustParsePrefix("10.77.0.1/24")
+
+func TestPrivateSegmentComesAndGoes(t *testing.T) {
+	nettest.NeedRoot(t)
+	s, err := Open(Config{Address: private, NoteDir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	link, err := netlink.LinkByName(PrivateBridge)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := link.Attrs().HardwareAddr.String(); got != privateMAC.String() {
+		t.Errorf("the bridge's address is %s, want %s", got, privateMAC)
+	}
+	if have, _ := addresses(link); len(have) != 1 || have[0] != private {
+		t.Errorf("the bridge has the addresses %v, want %s", have, private)
+	}
+	if s.STP() {
+		t.Error("STP is on")
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	wantNoLink(t, PrivateBridge)
+}
+
+func TestTapIsAPortUntilItsFileCloses(t *testing.T) {
+	nettest.NeedRoot(t)
+	if _, err := os.Stat(tunPath); err != nil {
+		t.Skip("needs " + tunPath)
+	}
+	s, err := Open(Config{Address: private, NoteDir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	tap, err := s.Tap()
+	if err != nil {
+		t.Fatal(err)
+	}
+	port, err := netlink.LinkByName(tap.Name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if port.Attrs().MasterIndex != s.bridge.Attrs().Index || port.Attrs().Flags&net.FlagUp == 0 {
+		t.Errorf("%s is not an active port of the bridge: %+v", tap.Name, port.Attrs())
+	}
+	tap.File.Close()
+	wantNoLink(t, tap.Name)
+}
+
+func TestJoinedBridgeIsLeftAsItWas(t *testing.T) {
+	nettest.NeedRoot(t)
+	tests := []struct {
+		name    string
+		has     string
+		asked   netip.Prefix
+		want    string
+		wantErr string
+	}{
+		{name: "takes the bridge's address", has: "10.1.0.1/16", want: "10.1.0.1/16"},
+		{name: "adds the address asked for", asked: private, want: "10.77.0.1/24"},
+		{name: "address already there", has: "10.77.0.1/24", asked: private, want: "10.77.0.1/24"},
+		{name: "no address at all", wantErr: "has no IPv4 address"},
+		{name: "another prefix length", has: "10.77.0.1/16", asked: private, wantErr: "another prefix length"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			nettest.Bridge(t, "br0", tt.has)
+			link, _ := netlink.LinkByName("br0")
+			before, _ := addresses(link)
+			dir := t.TempDir()
+			s, err := Open(Config{Bridge: "br0", Address: tt.asked, NoteDir: dir})
+			if tt.wantErr != "" {
+				if err == nil || !strings.Contains(err.Error(), tt.wantErr) {
+					t.Fatalf("got error %v, want one with %q", err, tt.wantErr)
+				}
+			} else {
+				if err != nil {
+					t.Fatal(err)
+				}
+				if s.Address().String() != tt.want {
+					t.Errorf("the servers' address is %s, want %s", s.Address(), tt.want)
+				}
+				if err := s.Close(); err != nil {
+					t.Error(err)
+				}
+			}
+			if after, _ := addresses(link); len(after) != len(before) {
+				t.Errorf("addresses before %v, after %v", before, after)
+			}
+			if left, _ := filepath.Glob(dir + "/*"); len(left) > 0 {
+				t.Errorf("left behind: %v", left)
+			}
+		})
+	}
+}
+
+func TestJoinRefusesWhatIsNoBridge(t *testing.T) {
+	nettest.NeedRoot(t)
+	for name, want := range map[string]string{"lo": "is no bridge", "br9": "ip link add br9 type bridge"} {
+		if _, err := Open(Config{Bridge: name, Address: private, NoteDir: t.TempDir()}); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: got %v, want an error with %q", name, err, want)
+		}
+	}
+}
+
+func TestSweepUndoesWhatAKilledProcessLeft(t *testing.T) {
+	nettest.NeedRoot(t)
+	nettest.Bridge(t, "br0", "")
+	dir := t.TempDir()
+	if _, err := Open(Config{Bridge: "br0", Address: private, NoteDir: dir}); err != nil {
+		t.Fatal(err)
+	}
+	// No Close: the process is gone.
+	for range 2 {
+		if err := Sweep(dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	link, _ := netlink.LinkByName("br0")
+	if have, _ := addresses(link); len(have) != 0 {
+		t.Errorf("the bridge still has %v", have)
+	}
+}
+
+func wantNoLink(t *testing.T, name string) {
+	t.Helper()
+	if _, err := netlink.LinkByName(name); !isNotFound(err) {
+		t.Errorf("link %s is still there (%v)", name, err)
+	}
+}
