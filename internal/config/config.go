@@ -11,7 +11,6 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -96,7 +95,7 @@ func (r Range) String() string {
 
 // Server is what the servers need beside their network.
 type Server struct {
-	StateDir string // absolute; leases and the records of what must be cleaned up
+	StateDir string // absolute; empty: where the user who runs ecboot keeps state
 	HTTPPort uint16
 }
 
@@ -179,7 +178,7 @@ func Default() *Config {
 	pool, _ := derivePool(address)
 	return &Config{
 		Segment: Segment{Address: address, Pool: pool, LeaseTime: time.Hour},
-		Server:  Server{StateDir: defaultStateDir(os.Geteuid(), os.Getenv), HTTPPort: 80},
+		Server:  Server{HTTPPort: 80},
 		Profiles: map[string]Profile{DefaultProfile: {
 			Name:    DefaultProfile,
 			Kernel:  EmbeddedKernel,
@@ -202,19 +201,6 @@ func Default() *Config {
 // defaultCmdline shows the boot on the serial console, the one that guests
 // have attached.
 const defaultCmdline = "console=ttyS0"
-
-// defaultStateDir follows the XDG base directories for everyone but root.
-func defaultStateDir(uid int, env func(string) string) string {
-	if uid != 0 {
-		if dir := env("XDG_STATE_HOME"); filepath.IsAbs(dir) {
-			return filepath.Join(dir, "ecboot")
-		}
-		if home := env("HOME"); filepath.IsAbs(home) {
-			return filepath.Join(home, ".local", "state", "ecboot")
-		}
-	}
-	return "/var/lib/ecboot"
-}
 
 // Find returns the file to load: the explicit one, else ./ecboot.toml, else
 // /etc/ecboot/ecboot.toml. An empty path means that there is none and that

@@ -104,7 +104,7 @@ func TestMistakes(t *testing.T) {
 		{"domain", "[segment]\ndomain = \"lab..example\"\n", []string{"is not a host name (RFC 1123)"}},
 		{"policy", "[segment]\nunknown = \"maybe\"\n", []string{`write "boot", "address" or "ignore"`}},
 		{"port", "[server]\nhttp_port = 65536\n", []string{"2:13: server.http_port: 65536 is out of range"}},
-		{"state directory", "[server]\nstate_dir = \"\"\n", []string{`"" is not a path`}},
+		{"state directory", "[server]\nstate_dir = \"a\\u0000\"\n", []string{`is not a path`}},
 		{"too little memory", "[guest]\nmemory = \"16M\"\n", []string{"is less than 64M"}},
 		{"too much memory", "[guest]\nmemory = \"2000G\"\n", []string{"is more than 1024G"}},
 		{"memory without unit", "[guest]\nmemory = \"512\"\n", []string{"is not a size"}},
@@ -395,27 +395,6 @@ func TestFormatDuration(t *testing.T) {
 	} {
 		if got := formatDuration(d); got != want {
 			t.Errorf("%d: %s, want %s", d, got, want)
-		}
-	}
-}
-
-func TestDefaultStateDir(t *testing.T) {
-	for _, tt := range []struct {
-		uid       int
-		xdg, home string
-		want      string
-	}{
-		{0, "/x", "/root", "/var/lib/ecboot"},
-		{1000, "/x", "/home/a", "/x/ecboot"},
-		{1000, "", "/home/a", "/home/a/.local/state/ecboot"},
-		{1000, "relative", "/home/a", "/home/a/.local/state/ecboot"},
-		{1000, "", "", "/var/lib/ecboot"},
-	} {
-		env := func(name string) string {
-			return map[string]string{"XDG_STATE_HOME": tt.xdg, "HOME": tt.home}[name]
-		}
-		if got := defaultStateDir(tt.uid, env); got != tt.want {
-			t.Errorf("%+v: %s", tt, got)
 		}
 	}
 }

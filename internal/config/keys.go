@@ -40,7 +40,7 @@ func segmentKeys(s *section, seg *Segment) {
 }
 
 func serverKeys(s *section, srv *Server) {
-	key(s, "state_dir", s.filePath(), &srv.StateDir)
+	key(s, "state_dir", optional(s.filePath()), &srv.StateDir)
 	key(s, "http_port", port, &srv.HTTPPort)
 	s.end()
 }
