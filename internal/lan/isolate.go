@@ -6,7 +6,6 @@ import (
 	"os/exec"
 	"runtime"
 	"strconv"
-	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -48,7 +47,7 @@ func Isolate() error {
 // with several threads, as every Go program is, may not enter a user namespace.
 func isolateRootless(env []string) error {
 	if err := exec.Command("unshare", "--map-root-user", "--net", "--", "true").Run(); err != nil {
-		return fmt.Errorf("this user may not make a private network (unshare --map-root-user --net: %w): run as root%s", err, userNamespaceHint())
+		return fmt.Errorf("this user may not make a private network (unshare --map-root-user --net: %w): run as root, or see 'ecboot doctor' for the switch that forbids it", err)
 	}
 	path, err := exec.LookPath("unshare")
 	if err != nil {
@@ -56,19 +55,4 @@ func isolateRootless(env []string) error {
 	}
 	args := append([]string{"unshare", "--map-root-user", "--net", "--", "/proc/self/exe"}, os.Args[1:]...)
 	return fmt.Errorf("start again in the namespace: %w", syscall.Exec(path, args, env))
-}
-
-// userNamespaceHint names the switches by which distributions forbid user
-// namespaces, where they are thrown.
-func userNamespaceHint() string {
-	for _, sw := range []struct{ path, off, mend string }{
-		{"/proc/sys/kernel/unprivileged_userns_clone", "0", "kernel.unprivileged_userns_clone=1"},
-		{"/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1", "kernel.apparmor_restrict_unprivileged_userns=0"},
-		{"/proc/sys/user/max_user_namespaces", "0", "user.max_user_namespaces=10000"},
-	} {
-		if b, err := os.ReadFile(sw.path); err == nil && strings.TrimSpace(string(b)) == sw.off {
-			return ", or 'sysctl " + sw.mend + "'"
-		}
-	}
-	return ""
 }

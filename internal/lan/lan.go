@@ -118,7 +118,7 @@ func (s *Segment) make() error {
 func (s *Segment) join(name string) error {
 	link, err := netlink.LinkByName(name)
 	if err != nil {
-		return fmt.Errorf("bridge %s: %w; make it with 'ip link add %[1]s type bridge', or leave --bridge out for a private segment", name, err)
+		return noBridge(name, err)
 	}
 	if link.Type() != "bridge" {
 		return fmt.Errorf("%s is no bridge but a %s link: make one with 'ip link add br0 type bridge' and put %[1]s into it", name, link.Type())
@@ -150,6 +150,24 @@ func (s *Segment) join(name string) error {
 		return err
 	}
 	return s.addAddress()
+}
+
+// AddressOf returns the first IPv4 address of an existing bridge, the zero
+// prefix when it has none.
+func AddressOf(bridge string) (netip.Prefix, error) {
+	link, err := netlink.LinkByName(bridge)
+	if err != nil {
+		return netip.Prefix{}, noBridge(bridge, err)
+	}
+	have, err := addresses(link)
+	if err != nil || len(have) == 0 {
+		return netip.Prefix{}, err
+	}
+	return have[0], nil
+}
+
+func noBridge(name string, err error) error {
+	return fmt.Errorf("bridge %s: %w; make it with 'ip link add %[1]s type bridge', or leave --bridge out for a private segment", name, err)
 }
 
 func (s *Segment) addAddress() error {
