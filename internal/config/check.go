@@ -20,12 +20,7 @@ func (r *reader) checkSegment(s *Segment) {
 		return
 	}
 	if _, said := r.at["segment.pool"]; !said {
-		pool, ok := derivePool(s.Address)
-		if !ok {
-			r.problemAt("segment.address", fmt.Sprintf("leaves no room for a pool in %v", s.Address.Masked()), "take a shorter prefix")
-			return
-		}
-		s.Pool = pool
+		s.Pool = derivePool(s.Address)
 	}
 	if r.ok("segment.pool") {
 		switch {
@@ -49,9 +44,9 @@ func (r *reader) checkSegment(s *Segment) {
 }
 
 // derivePool leaves the lower fifth of the prefix to fixed addresses, as in
-// 10.77.0.50-10.77.0.250 of a /24, and keeps clear of the server's address. ok
-// is false when nothing is left.
-func derivePool(address netip.Prefix) (pool Range, ok bool) {
+// 10.77.0.50-10.77.0.250 of a /24, and keeps clear of the server's address.
+// Every prefix that serverAddress accepts has room for one.
+func derivePool(address netip.Prefix) Range {
 	n := hosts(address)
 	first, last := n/5-1, n-6
 	if n < 256 {
@@ -66,7 +61,7 @@ func derivePool(address netip.Prefix) (pool Range, ok bool) {
 			first = server + 1
 		}
 	}
-	return Range{offset(network, first), offset(network, last)}, first <= last
+	return Range{offset(network, first), offset(network, last)}
 }
 
 // usable is the addresses that hosts of a prefix can have.

@@ -175,9 +175,8 @@ type Guest struct {
 // Default returns the configuration of an empty file.
 func Default() *Config {
 	address := netip.MustParsePrefix("10.77.0.1/24")
-	pool, _ := derivePool(address)
 	return &Config{
-		Segment: Segment{Address: address, Pool: pool, LeaseTime: time.Hour},
+		Segment: Segment{Address: address, Pool: derivePool(address), LeaseTime: time.Hour},
 		Server:  Server{HTTPPort: 80},
 		Profiles: map[string]Profile{DefaultProfile: {
 			Name:    DefaultProfile,

@@ -361,9 +361,35 @@ func TestDerivePool(t *testing.T) {
 		{"10.77.0.1/30", "10.77.0.2"},
 		{"10.77.0.2/30", "10.77.0.1"},
 	} {
-		got, ok := derivePool(netip.MustParsePrefix(tt.address))
-		if !ok || got.String() != tt.want {
-			t.Errorf("%s: %v %v, want %s", tt.address, got, ok, tt.want)
+		if got := derivePool(netip.MustParsePrefix(tt.address)); got.String() != tt.want {
+			t.Errorf("%s: %v, want %s", tt.address, got, tt.want)
+		}
+	}
+	// Wherever the server is: inside the prefix, not empty, clear of it.
+	for bits := 8; bits <= 30; bits++ {
+		network := netip.PrefixFrom(netip.MustParseAddr("10.0.0.0"), bits)
+		n := hosts(network)
+		for _, host := range []uint32{1, 2, n / 5, n / 2, n - 7, n - 6, n - 3, n - 2} {
+			if host < 1 || host > n-2 {
+				continue
+			}
+			address := netip.PrefixFrom(offset(network.Addr(), host), bits)
+			if pool := derivePool(address); !within(address, pool) || pool.Last.Less(pool.First) || pool.Contains(address.Addr()) {
+				t.Errorf("%v: %v", address, pool)
+			}
+		}
+	}
+}
+
+func TestSetAddress(t *testing.T) {
+	s := Default().Segment
+	s.Exclude = []Range{s.Pool}
+	if err := s.SetAddress("192.168.9.1/28"); err != nil || s.Address.String() != "192.168.9.1/28" || s.Pool.String() != "192.168.9.3-192.168.9.14" || s.Exclude != nil {
+		t.Errorf("%+v, %v", s, err)
+	}
+	for _, bad := range []string{"", "192.168.9.1", "192.168.9.0/24", "192.168.9.1/32", "192.168.9.1/0", "fd00::1/64"} {
+		if err := s.SetAddress(bad); err == nil {
+			t.Errorf("%q was accepted", bad)
 		}
 	}
 }
