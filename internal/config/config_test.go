@@ -387,6 +387,15 @@ func TestSetAddress(t *testing.T) {
 	if err := s.SetAddress("192.168.9.1/28"); err != nil || s.Address.String() != "192.168.9.1/28" || s.Pool.String() != "192.168.9.3-192.168.9.14" || s.Exclude != nil {
 		t.Errorf("%+v, %v", s, err)
 	}
+	s = Default().Segment
+	pool := Range{offset(s.Pool.First, 10), offset(s.Pool.First, 20)}
+	s.Pool, s.Exclude = pool, []Range{{pool.First, pool.First}}
+	if err := s.SetAddress("10.77.0.254/24"); err != nil || s.Pool != pool || len(s.Exclude) != 1 {
+		t.Errorf("on the same network: %+v, %v", s, err)
+	}
+	if err := s.SetAddress("10.77.0.65/24"); err != nil || s.Pool != derivePool(s.Address) {
+		t.Errorf("in the middle of the pool: %+v, %v", s, err)
+	}
 	for _, bad := range []string{"", "192.168.9.1", "192.168.9.0/24", "192.168.9.1/32", "192.168.9.1/0", "fd00::1/64"} {
 		if err := s.SetAddress(bad); err == nil {
 			t.Errorf("%q was accepted", bad)

@@ -2,13 +2,21 @@ package config
 
 import "fmt"
 
-// SetAddress changes the servers' address and prefix, written 10.77.0.1/24, and
-// with it the pool, which becomes the one that a file gets that names no other.
+// SetAddress changes the servers' address and prefix, written 10.77.0.1/24. On
+// another network the pool becomes the one that a file gets that names no
+// other, and nothing is excluded; on the same one both stay unless the address
+// is now in the pool.
 func (s *Segment) SetAddress(text string) error {
 	address, err := serverAddress.parse(text)
 	if err != nil {
 		return fmt.Errorf("%q %w: write %s", text, err, serverAddress.want)
 	}
-	s.Address, s.Pool, s.Exclude = address, derivePool(address), nil
+	if address.Masked() != s.Address.Masked() {
+		s.Exclude = nil
+		s.Pool = derivePool(address)
+	} else if s.Pool.Contains(address.Addr()) {
+		s.Pool = derivePool(address)
+	}
+	s.Address = address
 	return nil
 }
