@@ -1,0 +1,89 @@
+package dhcpd
+
+import (
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"strconv"
+	"time"
+
+	"github.com/every-channel/ecboot/internal/boot"
+	"github.com/every-channel/ecboot/internal/timeline"
+)
+
+// DefaultLeaseTime is how long an address is leased unless Config says
+// otherwise.
+const DefaultLeaseTime = time.Hour
+
+// Config is what a Server needs to know. Interface (for the sockets only) and
+// Server are required; the zero value of everything else is useful.
+type Config struct {
+	Interface string       // the segment's link, such as ecbr0
+	Server    netip.Prefix // the server's own IPv4 address there, with the prefix length
+	Pool      Pool         // zero: only machines with a reserved address get one
+	LeaseTime time.Duration
+	HTTPPort  uint16 // of the HTTP server at Server's address; 0 means 80
+
+	Router netip.Addr // option 3; zero: none
+	DNS    []netip.Addr
+	NTP    []netip.Addr
+	Domain string
+
+	// Inventory returns what is known of machines; it is called for every
+	// request and must return the same pointer until something changes. nil
+	// means that nothing is known, and nothing boots.
+	Inventory func() *boot.Inventory
+	// AnswerUnknown serves machines that are not in the inventory too. Leave
+	// it false on a network that others own.
+	AnswerUnknown bool
+	// Authoritative says that no other DHCP server gives out addresses of
+	// this segment: a client that asks for an address it cannot have is told
+	// so at once (DHCPNAK) even if nothing is known of it, instead of waiting
+	// until it gives up.
+	Authoritative bool
+
+	Store    LeaseStore // nil: leases end with the process
+	Timeline *timeline.Recorder
+	Logger   *slog.Logger
+	Now      func() time.Time // nil: time.Now
+}
+
+// withDefaults checks the parts that a Handler uses and fills in the rest.
+func (c Config) withDefaults() (Config, error) {
+	if !c.Server.Addr().Is4() {
+		return c, fmt.Errorf("DHCP server address %s: give an IPv4 address with its prefix length, such as 10.77.0.1/24", c.Server)
+	}
+	if err := c.Pool.check(c.Server); err != nil {
+		return c, err
+	}
+	if c.LeaseTime < 0 || c.LeaseTime/time.Second >= 1<<32-1 {
+		return c, fmt.Errorf("lease time %s: option 51 holds at most 2^32-2 seconds", c.LeaseTime)
+	}
+	if c.LeaseTime == 0 {
+		c.LeaseTime = DefaultLeaseTime
+	}
+	if c.Inventory == nil {
+		empty := &boot.Inventory{}
+		c.Inventory = func() *boot.Inventory { return empty }
+	}
+	if c.Store == nil {
+		c.Store = NewMemoryStore()
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	return c, nil
+}
+
+// url returns the URL of an absolute path on our HTTP server. The host is an
+// address: UEFI HTTP Boot resolves no names without a DNS server.
+func (c *Config) url(path string) string {
+	host := c.Server.Addr().String()
+	if c.HTTPPort != 0 && c.HTTPPort != 80 {
+		host += ":" + strconv.Itoa(int(c.HTTPPort))
+	}
+	return "http://" + host + path
+}

@@ -1,0 +1,439 @@
+package dhcpd
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/every-channel/ecboot/internal/boot"
+	"github.com/every-channel/ecboot/internal/timeline"
+	"github.com/insomniacslk/dhcp/dhcpv4"
+	"github.com/insomniacslk/dhcp/iana"
+)
+
+// How long addresses are held back.
+const (
+	// offerTime is for a client that compares offers. It may come later: its
+	// offer stands until somebody else needs the address.
+	offerTime = 30 * time.Second
+	// declineTime is for an address on which a client found somebody else.
+	declineTime = 10 * time.Minute
+)
+
+// logPause is the time between two log lines about the same nuisance.
+const logPause = time.Minute
+
+// Handler decides what a request is answered. It does no I/O and reads no
+// clock; what it remembers are addresses and the boot programs it handed out.
+// All methods may be called at the same time.
+type Handler struct {
+	cfg Config
+
+	mu       sync.Mutex
+	table    *table
+	chains   chains
+	ipxe     recent[struct{}] // machines just seen as iPXE
+	refused  recent[string]   // the last Bootfile.Why that was logged
+	inv      *boot.Inventory
+	reserved map[netip.Addr]boot.MAC // of inv
+
+	exhausted, relayed limiter
+}
+
+// NewHandler returns a Handler that goes on with these leases.
+func NewHandler(cfg Config, leases []Lease) (*Handler, error) {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	return &Handler{
+		cfg:       cfg,
+		table:     newTable(cfg.Server, cfg.Pool, leases),
+		chains:    chains{newRecent[chain](bootLife)},
+		ipxe:      newRecent[struct{}](bootLife),
+		refused:   newRecent[string](24 * time.Hour),
+		exhausted: limiter{pause: logPause},
+		relayed:   limiter{pause: logPause},
+	}, nil
+}
+
+// Decision is what follows from a request. The zero Decision is silence.
+type Decision struct {
+	// Reply is the answer; nil means to say nothing.
+	Reply *Reply
+	// Commit is a change of a lease. It must be durable before Reply leaves:
+	// a client believes an ACK for as long as it says, whatever becomes of
+	// the server.
+	Commit *Lease
+	// Asked and Told are what the timeline says of the request and of the
+	// reply once it is sent; an empty Stage means nothing.
+	Asked, Told timeline.Event
+	// Warn is a line for the log, empty for most.
+	Warn string
+
+	before Lease // of Commit's address, for undo
+}
+
+// query is a request together with what is known about who sent it.
+type query struct {
+	*dhcpv4.DHCPv4
+	now     time.Time
+	mac     boot.MAC
+	client  boot.Client
+	machine boot.Machine
+	profile boot.Profile
+	fixed   netip.Addr // the machine's reserved address; invalid when it has none
+}
+
+// options adapts decoded options to boot.Options.
+type options dhcpv4.Options
+
+func (o options) Get(code uint8) []byte { return o[code] }
+
+// Decide decides what a request is answered. Requests that are none, or not
+// for us, are met with silence: plain BOOTP (no option 53), other link types
+// than Ethernet, replies, and machines that Config.AnswerUnknown leaves out.
+func (h *Handler) Decide(req *dhcpv4.DHCPv4, now time.Time) Decision {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	mac, ok := boot.MACFrom(req.ClientHWAddr)
+	if !ok || mac == (boot.MAC{}) || mac[0]&1 != 0 || req.OpCode != dhcpv4.OpcodeBootRequest || req.HWType != iana.HWTypeEthernet {
+		return Decision{}
+	}
+	inv := h.inventory()
+	if _, known := inv.Machines[mac]; !known && !h.cfg.AnswerUnknown {
+		return Decision{}
+	}
+	if relay := addr(req.GatewayIPAddr); !relay.IsUnspecified() && !h.cfg.Server.Contains(relay) {
+		// RFC 2131 §4.3.1: the address must be of the relay's segment,
+		// and of that we have none. It also keeps anybody from aiming
+		// our replies at strangers.
+		d := Decision{}
+		if h.relayed.allow(now) {
+			d.Warn = fmt.Sprintf("relay %s is not on %s: requests that it passes on are not answered", relay, h.cfg.Server.Masked())
+		}
+		return d
+	}
+	q := &query{DHCPv4: req, now: now, mac: mac, client: boot.Classify(mac, options(req.Options))}
+	q.machine, q.profile = inv.Lookup(mac)
+	q.fixed = h.fixed(q.machine)
+	switch req.MessageType() {
+	case dhcpv4.MessageTypeDiscover:
+		return h.discover(q)
+	case dhcpv4.MessageTypeRequest:
+		return h.request(q)
+	case dhcpv4.MessageTypeDecline:
+		return h.decline(q)
+	case dhcpv4.MessageTypeRelease:
+		return h.release(q)
+	case dhcpv4.MessageTypeInform:
+		return h.inform(q)
+	}
+	return Decision{}
+}
+
+// inventory returns the current inventory after making up for a change of it.
+func (h *Handler) inventory() *boot.Inventory {
+	inv := h.cfg.Inventory()
+	if inv == h.inv {
+		return inv
+	}
+	h.inv = inv
+	h.reserved = map[netip.Addr]boot.MAC{}
+	for mac, m := range inv.Machines {
+		if a := h.fixed(m); a.IsValid() {
+			h.reserved[a] = mac
+		}
+	}
+	h.table.rewind()
+	return inv
+}
+
+// fixed returns a machine's reserved address, which is invalid when it has
+// none, or one that is no host address of this segment.
+func (h *Handler) fixed(m boot.Machine) netip.Addr {
+	a, err := netip.ParseAddr(m.Addr)
+	if err != nil || !assignable(a, h.cfg.Server) {
+		return netip.Addr{}
+	}
+	return a
+}
+
+// reservedFor reports whether an address is reserved for another machine.
+func (h *Handler) reservedFor(a netip.Addr, mac boot.MAC) bool {
+	owner, ok := h.reserved[a]
+	return ok && owner != mac
+}
+
+// discover answers DHCPDISCOVER (RFC 2131 §4.3.1).
+func (h *Handler) discover(q *query) Decision {
+	d := Decision{Asked: q.event("discover", "")}
+	a, ok := h.choose(q)
+	if !ok {
+		if h.exhausted.allow(q.now) {
+			d.Warn = fmt.Sprintf("no free address for %s: enlarge the pool or shorten the lease time", q.mac)
+		}
+		return d
+	}
+	if l, had := h.table.at(a); !had || l.MAC != q.mac || l.State != Bound || !l.Live(q.now) {
+		h.table.set(Lease{Addr: a, MAC: q.mac, State: Offered, Expires: ceilSecond(q.now.Add(offerTime))})
+	}
+	h.grant(&d, q, dhcpv4.MessageTypeOffer, a)
+	return d
+}
+
+// choose finds the address for a client in the order of RFC 2131 §4.3.1: the
+// reserved one, the one it has or had, the one it asks for, any.
+func (h *Handler) choose(q *query) (netip.Addr, bool) {
+	if q.fixed.IsValid() && !h.table.taken(q.fixed, q.mac, q.now) {
+		return q.fixed, true
+	}
+	if last, ok := h.table.last(q.mac); ok && h.table.pooled(last.Addr) && !h.reservedFor(last.Addr, q.mac) {
+		return last.Addr, true
+	}
+	if a := q.requested(); h.table.pooled(a) && !h.reservedFor(a, q.mac) && !h.table.taken(a, q.mac, q.now) {
+		return a, true
+	}
+	return h.table.pick(q.now, func(a netip.Addr) bool { return h.reservedFor(a, q.mac) })
+}
+
+// verdict is what we think of an address that a client wants to use.
+type verdict uint8
+
+const (
+	unknown verdict = iota // it is free and nothing links the client to it
+	right                  // it is the client's
+	wrong                  // the client must not use it
+)
+
+// judge compares the address that a client wants with what we know. why
+// explains a wrong one.
+func (h *Handler) judge(q *query, a netip.Addr) (v verdict, why string) {
+	switch {
+	case !h.cfg.Server.Contains(a):
+		return wrong, "not on this segment"
+	case h.reservedFor(a, q.mac):
+		return wrong, "reserved for another machine"
+	case h.table.taken(a, q.mac, q.now):
+		return wrong, "in use by another machine"
+	case a == q.fixed:
+		return right, ""
+	case q.fixed.IsValid() && !h.table.taken(q.fixed, q.mac, q.now):
+		return wrong, "another address is reserved for this machine"
+	case !h.table.pooled(a):
+		return wrong, "not an address of the pool"
+	}
+	last, ok := h.table.last(q.mac)
+	switch {
+	case ok && last.Addr == a:
+		return right, ""
+	case ok && last.Live(q.now) && h.table.pooled(last.Addr):
+		return wrong, "this machine has another address"
+	}
+	return unknown, ""
+}
+
+// request answers DHCPREQUEST. RFC 2131 §4.3.2 tells its four kinds apart by
+// options 54 and 50 and by ciaddr:
+//
+//	SELECTING    54 set, 50 set, ciaddr 0
+//	INIT-REBOOT  no 54,  50 set, ciaddr 0
+//	RENEWING     no 54,  no 50,  ciaddr set, unicast
+//	REBINDING    no 54,  no 50,  ciaddr set, broadcast
+//
+// The last two are answered alike.
+func (h *Handler) request(q *query) Decision {
+	a := q.requested()
+	if a.IsUnspecified() {
+		a = addr(q.ClientIPAddr)
+	}
+	d := Decision{Asked: q.event("request", a.String())}
+	if a.IsUnspecified() {
+		return d
+	}
+	server, selecting := q.server()
+	if selecting && server != h.cfg.Server.Addr() {
+		d.Asked.Detail = "for the server " + server.String()
+		if l, ok := h.table.last(q.mac); ok && l.State == Offered {
+			l.Expires = q.now
+			h.table.set(l)
+		}
+		return d
+	}
+	switch v, why := h.judge(q, a); {
+	case v == wrong:
+		// RFC 2131 §4.3.2: INIT-REBOOT and REBINDING clients of which
+		// there is no record belong to another server, which we MUST NOT
+		// contradict unless there is none.
+		if _, known := h.table.last(q.mac); !selecting && !known && !h.cfg.Authoritative {
+			return d
+		}
+		h.refuse(&d, q, a, why)
+	case v == unknown && !selecting && !h.cfg.Authoritative:
+		return d
+	default:
+		h.bind(&d, q, a)
+	}
+	return d
+}
+
+// bind leases the address and acknowledges it.
+func (h *Handler) bind(d *Decision, q *query, a netip.Addr) {
+	before, ok := h.table.at(a)
+	if !ok || before.MAC != q.mac {
+		before = Lease{Addr: a, MAC: q.mac, State: Offered, Expires: ceilSecond(q.now.Add(offerTime))}
+	}
+	l := Lease{Addr: a, MAC: q.mac, State: Bound, Expires: ceilSecond(q.now.Add(h.cfg.LeaseTime))}
+	h.table.set(l)
+	d.Commit, d.before = &l, before
+	h.grant(d, q, dhcpv4.MessageTypeAck, a)
+}
+
+// undo takes back leases that could not be stored: no ACK left for them.
+func (h *Handler) undo(decisions []Decision) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, d := range slices.Backward(decisions) {
+		if d.Commit != nil && d.Commit.State == Bound {
+			h.table.set(d.before)
+		}
+	}
+}
+
+// decline takes an address out of use on which the client found somebody else
+// (RFC 2131 §4.3.3). Only who was given the address can do that.
+func (h *Handler) decline(q *query) Decision {
+	a := q.requested()
+	d := Decision{Asked: q.event("decline", a.String())}
+	if l, ok := h.table.last(q.mac); ok && l.Addr == a && q.forUs(h.cfg.Server.Addr()) {
+		l.State, l.Expires = Declined, ceilSecond(q.now.Add(declineTime))
+		h.table.set(l)
+		d.Commit = &l
+		d.Warn = fmt.Sprintf("%s declined %s: somebody else uses this address; it is not given out for %s", q.mac, a, declineTime)
+	}
+	return d
+}
+
+// release frees an address (RFC 2131 §4.3.4). The client gets it again later
+// as long as nobody else needs it.
+func (h *Handler) release(q *query) Decision {
+	a := addr(q.ClientIPAddr)
+	d := Decision{Asked: q.event("release", a.String())}
+	if l, ok := h.table.last(q.mac); ok && l.Addr == a && l.State == Bound && q.forUs(h.cfg.Server.Addr()) {
+		l.State, l.Expires = Released, q.now.UTC().Truncate(time.Second)
+		h.table.set(l)
+		d.Commit = &l
+	}
+	return d
+}
+
+// inform answers a client that has an address by other means (RFC 2131
+// §4.3.5). It must be of this segment: the answer goes there.
+func (h *Handler) inform(q *query) Decision {
+	a := addr(q.ClientIPAddr)
+	d := Decision{Asked: q.event("inform", a.String())}
+	if assignable(a, h.cfg.Server) {
+		h.grant(&d, q, dhcpv4.MessageTypeAck, netip.Addr{})
+	}
+	return d
+}
+
+// next decides what the client boots next, and remembers what it is given.
+func (h *Handler) next(q *query) boot.Bootfile {
+	if q.client.Kind == boot.KindIPXE {
+		h.ipxe.put(q.mac, struct{}{}, q.now)
+		q.client.Loaded = h.chains.loaded(q.mac, q.TransactionID, q.now)
+	}
+	file := boot.NextStage(q.client, q.machine, q.profile)
+	if n := len(h.location(file)); file.Via == boot.ViaTFTP && n > maxFile || n > maxOption {
+		return boot.Bootfile{Why: fmt.Sprintf("its boot file name has %d bytes, more than a DHCP reply can hold", n)}
+	}
+	if file.Via == boot.ViaTFTP || file.Via == boot.ViaHTTP && q.client.Kind != boot.KindIPXE {
+		h.chains.handedOut(q.mac, q.TransactionID, q.now)
+	}
+	return file
+}
+
+// Who returns the MAC of the machine to which an address is offered or leased
+// at this time; ok is false when there is none.
+func (h *Handler) Who(a netip.Addr, now time.Time) (mac boot.MAC, ok bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	l, ok := h.table.at(a.Unmap())
+	if !ok || l.State == Declined || !l.Live(now) {
+		return boot.MAC{}, false
+	}
+	return l.MAC, true
+}
+
+// SeenIPXE reports whether a machine asked as iPXE in the last few minutes.
+func (h *Handler) SeenIPXE(mac boot.MAC, now time.Time) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	_, ok := h.ipxe.get(mac, now)
+	return ok
+}
+
+// leases returns everything but offers, sorted by address.
+func (h *Handler) leases() []Lease {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	m := map[netip.Addr]Lease{}
+	for a, e := range h.table.entries {
+		if e.State != Offered {
+			m[a] = e.Lease
+		}
+	}
+	return sortedLeases(m)
+}
+
+// event is what the timeline says of this message.
+func (q *query) event(message, detail string) timeline.Event {
+	return timeline.Event{At: q.now, Machine: q.mac.String(), Stage: timeline.DHCP(q.client.Kind.String(), message), Detail: detail}
+}
+
+// requested returns option 50, 0.0.0.0 when it is absent.
+func (q *query) requested() netip.Addr { return addr(q.Options.Get(dhcpv4.OptionRequestedIPAddress)) }
+
+// server returns option 54; ok is false when it is absent.
+func (q *query) server() (a netip.Addr, ok bool) {
+	b := q.Options.Get(dhcpv4.OptionServerIdentifier)
+	return addr(b), len(b) == 4
+}
+
+// forUs reports whether a message that should name its server names us or
+// nobody.
+func (q *query) forUs(us netip.Addr) bool {
+	server, named := q.server()
+	return !named || server == us
+}
+
+// addr makes an address of four bytes, 0.0.0.0 of anything else.
+func addr(b []byte) netip.Addr {
+	if len(b) != 4 {
+		return netip.IPv4Unspecified()
+	}
+	return netip.AddrFrom4([4]byte(b))
+}
+
+// ceilSecond rounds up to what a lease file holds, so that a lease does not end
+// there before it ends for the client.
+func ceilSecond(t time.Time) time.Time {
+	return t.UTC().Add(time.Second - 1).Truncate(time.Second)
+}
+
+// limiter lets one log line through per pause.
+type limiter struct {
+	pause time.Duration
+	next  time.Time
+}
+
+func (l *limiter) allow(now time.Time) bool {
+	if now.Before(l.next) {
+		return false
+	}
+	l.next = now.Add(l.pause)
+	return true
+}

@@ -1,0 +1,96 @@
+package dhcpd
+
+import (
+	"time"
+
+	"github.com/every-channel/ecboot/internal/boot"
+	"github.com/insomniacslk/dhcp/dhcpv4"
+)
+
+// maxRemembered bounds what is remembered of machines, so that a station which
+// makes up MACs cannot make the server grow.
+const maxRemembered = 4096
+
+// recent remembers a value per machine for a limited time after it was put.
+type recent[V any] struct {
+	life time.Duration
+	m    map[boot.MAC]stamped[V]
+}
+
+type stamped[V any] struct {
+	value V
+	until time.Time
+}
+
+func newRecent[V any](life time.Duration) recent[V] {
+	return recent[V]{life: life, m: map[boot.MAC]stamped[V]{}}
+}
+
+func (r *recent[V]) get(mac boot.MAC, now time.Time) (v V, ok bool) {
+	s, ok := r.m[mac]
+	if !ok || !now.Before(s.until) {
+		return v, false
+	}
+	return s.value, true
+}
+
+func (r *recent[V]) put(mac boot.MAC, v V, now time.Time) {
+	if _, known := r.m[mac]; !known && len(r.m) >= maxRemembered {
+		r.evict()
+	}
+	r.m[mac] = stamped[V]{v, now.Add(r.life)}
+}
+
+// evict forgets the machine that was put longest ago.
+func (r *recent[V]) evict() {
+	var oldest boot.MAC
+	var until time.Time
+	for mac, s := range r.m {
+		if until.IsZero() || s.until.Before(until) {
+			oldest, until = mac, s.until
+		}
+	}
+	delete(r.m, oldest)
+}
+
+// bootLife is how long after a boot program was handed out the next iPXE of
+// that machine is taken for this program. A slow NIC on a slow network loads an
+// NBP in well under a minute.
+const bootLife = 5 * time.Minute
+
+// chain is one machine's way through its boot programs. The exchanges of a
+// machine are told apart by their transaction ids: DISCOVER and REQUEST of one
+// program share theirs, the program that it loads draws a new one.
+type chain struct {
+	given    dhcpv4.TransactionID // in which a boot program was handed out
+	asked    dhcpv4.TransactionID // in which that program asked, once it has
+	hasAsked bool
+}
+
+// chains remembers to whom a boot program was handed out, so that the iPXE that
+// was loaded is told from the iPXE in the ROM that loaded it (boot.Client.Loaded).
+type chains struct{ recent[chain] }
+
+// loaded reports whether the iPXE that asks with xid is the one that we handed
+// out. The same xid gives the same answer every time. A third xid is a machine
+// that boots anew.
+func (c *chains) loaded(mac boot.MAC, xid dhcpv4.TransactionID, now time.Time) bool {
+	last, ok := c.get(mac, now)
+	switch {
+	case !ok || xid == last.given:
+		return false
+	case last.hasAsked:
+		return xid == last.asked
+	}
+	last.asked, last.hasAsked = xid, true
+	c.put(mac, last, now)
+	return true
+}
+
+// handedOut remembers that a boot program was given in this exchange.
+func (c *chains) handedOut(mac boot.MAC, xid dhcpv4.TransactionID, now time.Time) {
+	if last, ok := c.get(mac, now); ok && last.given == xid {
+		return
+	}
+	c.put(mac, chain{given: xid}, now)
+}

@@ -1,0 +1,247 @@
+package dhcpd
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/every-channel/ecboot/internal/boot"
+	"github.com/every-channel/ecboot/internal/timeline"
+	"github.com/insomniacslk/dhcp/dhcpv4"
+	"github.com/insomniacslk/dhcp/iana"
+)
+
+// Way is how a reply must travel (RFC 2131 §4.1).
+type Way uint8
+
+const (
+	// ToRelay: "If the giaddr field in a DHCP message from a client is
+	// non-zero, the server sends any return messages to the DHCP server port
+	// on the BOOTP relay agent whose address appears in giaddr", whatever the
+	// broadcast flag says.
+	ToRelay Way = iota
+	// ToClient: giaddr is zero and ciaddr is not. The client has its address
+	// and answers ARP, so the reply is an ordinary datagram to port 68.
+	ToClient
+	// ToHardware: giaddr, ciaddr and the broadcast flag are zero. The client
+	// does not answer ARP for yiaddr yet, so the frame is made by hand: to
+	// chaddr, the datagram in it to yiaddr.
+	ToHardware
+	// ToAll: giaddr and ciaddr are zero and the client set the broadcast flag
+	// because it cannot take unicast before it is configured. A DHCPNAK
+	// without giaddr goes this way always: the client's address is wrong.
+	ToAll
+)
+
+// String names the way as RFC 2131 does.
+func (w Way) String() string {
+	return [...]string{"relay", "unicast to ciaddr", "unicast to chaddr", "broadcast"}[w]
+}
+
+// Reply is a packet and the way it goes.
+type Reply struct {
+	Packet *dhcpv4.DHCPv4
+	Way    Way
+	To     netip.Addr // the IPv4 destination: giaddr, ciaddr, yiaddr or 255.255.255.255
+}
+
+// Limits of the formats. The codec would cut longer names off silently.
+const (
+	maxFile   = 127 // the BOOTP file field, which ends with a null byte
+	maxOption = 255
+)
+
+var everybody = netip.AddrFrom4([4]byte{255, 255, 255, 255})
+
+// grant makes the OFFER or ACK. yiaddr is invalid for the answer to an INFORM:
+// it MUST NOT hold a lease time (RFC 2131 §4.3.5).
+func (h *Handler) grant(d *Decision, q *query, mt dhcpv4.MessageType, yiaddr netip.Addr) {
+	p := h.reply(q, mt)
+	if yiaddr.IsValid() {
+		p.YourIPAddr = yiaddr.AsSlice()
+		// Clients would compute the same T1 and T2; old ones do not.
+		lease := h.cfg.LeaseTime
+		setSeconds(p, dhcpv4.OptionIPAddressLeaseTime, lease)
+		setSeconds(p, dhcpv4.OptionRenewTimeValue, lease/2)
+		setSeconds(p, dhcpv4.OptionRebindingTimeValue, lease*7/8)
+	}
+	if mt == dhcpv4.MessageTypeAck {
+		p.ClientIPAddr = q.ClientIPAddr // RFC 2131 table 3
+	}
+	h.network(p, q)
+	file := h.next(q)
+	h.bootfile(p, q, file)
+
+	r := &Reply{Packet: p}
+	relay, ciaddr := addr(q.GatewayIPAddr), addr(q.ClientIPAddr)
+	switch {
+	case !relay.IsUnspecified():
+		r.Way, r.To = ToRelay, relay
+	// A ciaddr that we have not checked could be anybody's: it counts when
+	// it is the one we acknowledge, or an INFORM's, which is on our segment.
+	case mt == dhcpv4.MessageTypeAck && !ciaddr.IsUnspecified() && (ciaddr == yiaddr || !yiaddr.IsValid()):
+		r.Way, r.To = ToClient, ciaddr
+	case q.IsBroadcast():
+		r.Way, r.To = ToAll, everybody
+	default:
+		r.Way, r.To = ToHardware, yiaddr
+	}
+	d.Reply = r
+
+	message, detail := "offer", ciaddr.String()
+	if mt == dhcpv4.MessageTypeAck {
+		message = "ack"
+	}
+	if yiaddr.IsValid() {
+		detail = yiaddr.String()
+	}
+	d.Told = q.event(message, detail)
+	switch {
+	case file.Via == boot.ViaTFTP:
+		d.Told.Detail += ", " + file.Path + " by TFTP"
+	case file.Via == boot.ViaHTTP:
+		d.Told.Detail += ", " + file.Path + " by HTTP"
+	case file.Why != "":
+		d.Told.Phase = timeline.Fail
+		d.Told.Detail += ", no boot file: " + file.Why
+		if said, ok := h.refused.get(q.mac, q.now); !ok || said != file.Why {
+			h.refused.put(q.mac, file.Why, q.now)
+			d.Warn = fmt.Sprintf("%s gets no boot file: %s", q.mac, file.Why)
+		}
+	}
+}
+
+// refuse makes the NAK. RFC 2131 table 3 leaves it with nothing but 54, 56 and
+// what is echoed.
+func (h *Handler) refuse(d *Decision, q *query, a netip.Addr, why string) {
+	p := h.reply(q, dhcpv4.MessageTypeNak)
+	p.UpdateOption(dhcpv4.OptMessage(a.String() + " is " + why))
+	d.Reply = &Reply{Packet: p, Way: ToAll, To: everybody}
+	if relay := addr(q.GatewayIPAddr); !relay.IsUnspecified() {
+		// The relay must broadcast it too: RFC 2131 §4.3.2, a MUST.
+		p.SetBroadcast()
+		d.Reply.Way, d.Reply.To = ToRelay, relay
+	}
+	d.Told = q.event("nak", a.String()+" is "+why)
+}
+
+// reply starts a packet with what every reply has.
+func (h *Handler) reply(q *query, mt dhcpv4.MessageType) *dhcpv4.DHCPv4 {
+	p := &dhcpv4.DHCPv4{
+		OpCode:        dhcpv4.OpcodeBootReply,
+		HWType:        iana.HWTypeEthernet,
+		TransactionID: q.TransactionID,
+		Flags:         q.Flags,
+		ClientIPAddr:  net.IPv4zero,
+		YourIPAddr:    net.IPv4zero,
+		ServerIPAddr:  net.IPv4zero,
+		GatewayIPAddr: q.GatewayIPAddr,
+		ClientHWAddr:  q.ClientHWAddr,
+		Options:       dhcpv4.Options{},
+	}
+	p.UpdateOption(dhcpv4.OptMessageType(mt))
+	p.UpdateOption(dhcpv4.OptServerIdentifier(h.cfg.Server.Addr().AsSlice()))
+	// RFC 6842 §3 and RFC 3046 §2.2: MUST be echoed, NAKs included. PXE
+	// clients want their UUID back (RFC 4578 §2.3). Nobody may fill our reply
+	// with what the decoder put together from many options of one code.
+	for _, code := range []dhcpv4.OptionCode{dhcpv4.OptionClientIdentifier, dhcpv4.OptionRelayAgentInformation, dhcpv4.OptionClientMachineIdentifier} {
+		if b := q.Options.Get(code); len(b) > 0 && len(b) <= maxOption {
+			set(p, code, b)
+		}
+	}
+	return p
+}
+
+// network adds the parameters of the segment: always those without which a
+// client cannot talk, the others when they are asked for.
+func (h *Handler) network(p *dhcpv4.DHCPv4, q *query) {
+	server := h.cfg.Server
+	p.UpdateOption(dhcpv4.OptSubnetMask(net.CIDRMask(server.Bits(), 32)))
+	if h.cfg.Router.IsValid() {
+		set(p, dhcpv4.OptionRouter, h.cfg.Router.AsSlice())
+	}
+	setAddrs(p, dhcpv4.OptionDomainNameServer, h.cfg.DNS)
+	if q.wants(dhcpv4.OptionBroadcastAddress) && server.Bits() < 31 {
+		set(p, dhcpv4.OptionBroadcastAddress, broadcast(server).AsSlice())
+	}
+	if q.wants(dhcpv4.OptionHostName) {
+		setString(p, dhcpv4.OptionHostName, q.machine.Name)
+	}
+	if q.wants(dhcpv4.OptionDomainName) {
+		setString(p, dhcpv4.OptionDomainName, h.cfg.Domain)
+	}
+	if q.wants(dhcpv4.OptionNTPServers) {
+		setAddrs(p, dhcpv4.OptionNTPServers, h.cfg.NTP)
+	}
+}
+
+// bootfile adds what the client boots next. It is given twice: some ROMs and
+// U-Boot read only the BOOTP fields, others only options 66 and 67.
+func (h *Handler) bootfile(p *dhcpv4.DHCPv4, q *query, file boot.Bootfile) {
+	if q.client.Kind == boot.KindIPXE {
+		// no-pxedhcp, a uint8 inside iPXE's own options: there is no
+		// proxyDHCP server to wait for.
+		set(p, dhcpv4.GenericOptionCode(175), []byte{176, 1, 1})
+	}
+	if file.Via == boot.ViaNothing {
+		return
+	}
+	p.ServerIPAddr = h.cfg.Server.Addr().AsSlice()
+	name := h.location(file)
+	if len(name) <= maxFile {
+		p.BootFileName = name
+	}
+	setString(p, dhcpv4.OptionBootfileName, name)
+	if q.client.Kind == boot.KindHTTP {
+		// UEFI HTTP Boot takes only offers that say so (UEFI §24.7).
+		setString(p, dhcpv4.OptionClassIdentifier, "HTTPClient")
+		return
+	}
+	setString(p, dhcpv4.OptionTFTPServerName, h.cfg.Server.Addr().String())
+	if q.client.Kind == boot.KindPXE {
+		// Option 60 alone would send the client on to port 4011, where
+		// nobody answers. PXE_DISCOVERY_CONTROL 8 in option 43: skip the
+		// discovery and use the boot file (PXE 2.1, table 2-1).
+		setString(p, dhcpv4.OptionClassIdentifier, "PXEClient")
+		set(p, dhcpv4.OptionVendorSpecificInformation, []byte{6, 1, 8, 255})
+	}
+}
+
+// location is the boot file's name as its client must read it.
+func (h *Handler) location(file boot.Bootfile) string {
+	if file.Via == boot.ViaHTTP {
+		return h.cfg.url(file.Path)
+	}
+	return file.Path
+}
+
+// wants reports whether option 55 lists the option. Without 55 the client gets
+// everything.
+func (q *query) wants(code dhcpv4.OptionCode) bool {
+	return !q.Options.Has(dhcpv4.OptionParameterRequestList) || q.IsOptionRequested(code)
+}
+
+func set(p *dhcpv4.DHCPv4, code dhcpv4.OptionCode, value []byte) { p.Options[code.Code()] = value }
+
+// setString leaves empty strings out: RFC 2132 wants at least one byte.
+func setString(p *dhcpv4.DHCPv4, code dhcpv4.OptionCode, s string) {
+	if s != "" {
+		set(p, code, []byte(s))
+	}
+}
+
+func setAddrs(p *dhcpv4.DHCPv4, code dhcpv4.OptionCode, list []netip.Addr) {
+	var b []byte
+	for _, a := range list {
+		b = append(b, a.AsSlice()...)
+	}
+	if len(b) > 0 {
+		set(p, code, b)
+	}
+}
+
+func setSeconds(p *dhcpv4.DHCPv4, code dhcpv4.OptionCode, d time.Duration) {
+	set(p, code, binary.BigEndian.AppendUint32(nil, uint32(d/time.Second)))
+}
