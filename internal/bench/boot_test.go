@@ -69,7 +69,7 @@ func BenchmarkBoot(b *testing.B) {
 }
 
 func ecbootSeconds(b *testing.B, ecboot string, args ...string) float64 {
-	args = append([]string{"run", "-o", "json", "--memory", "512", "--until", "console:" + marker}, args...)
+	args = append([]string{"run", "-o", "json", "--memory", "512M", "--until", "console:" + marker}, args...)
 	out, err := exec.Command(ecboot, args...).Output()
 	if err != nil {
 		b.Fatalf("ecboot %s: %v\n%s", strings.Join(args, " "), err, stderrOf(err))
