@@ -116,12 +116,9 @@ func (s *Segment) make() error {
 }
 
 func (s *Segment) join(name string) error {
-	link, err := netlink.LinkByName(name)
+	link, err := findBridge(name)
 	if err != nil {
-		return noBridge(name, err)
-	}
-	if link.Type() != "bridge" {
-		return fmt.Errorf("%s is no bridge but a %s link: make one with 'ip link add br0 type bridge' and put %[1]s into it", name, link.Type())
+		return err
 	}
 	if link.Attrs().Flags&net.FlagUp == 0 {
 		return fmt.Errorf("bridge %s is down: 'ip link set %[1]s up'", name)
@@ -155,9 +152,9 @@ func (s *Segment) join(name string) error {
 // AddressOf returns the first IPv4 address of an existing bridge, the zero
 // prefix when it has none.
 func AddressOf(bridge string) (netip.Prefix, error) {
-	link, err := netlink.LinkByName(bridge)
+	link, err := findBridge(bridge)
 	if err != nil {
-		return netip.Prefix{}, noBridge(bridge, err)
+		return netip.Prefix{}, err
 	}
 	have, err := addresses(link)
 	if err != nil || len(have) == 0 {
@@ -166,8 +163,15 @@ func AddressOf(bridge string) (netip.Prefix, error) {
 	return have[0], nil
 }
 
-func noBridge(name string, err error) error {
-	return fmt.Errorf("bridge %s: %w; make it with 'ip link add %[1]s type bridge', or leave --bridge out for a private segment", name, err)
+func findBridge(name string) (netlink.Link, error) {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return nil, fmt.Errorf("bridge %s: %w; make it with 'ip link add %[1]s type bridge', or leave --bridge out for a private segment", name, err)
+	}
+	if link.Type() != "bridge" {
+		return nil, fmt.Errorf("%s is no bridge but a %s link: make one with 'ip link add br0 type bridge' and put %[1]s into it", name, link.Type())
+	}
+	return link, nil
 }
 
 func (s *Segment) addAddress() error {
