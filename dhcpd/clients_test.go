@@ -80,14 +80,26 @@ func (w testWriter) Write(b []byte) (int, error) {
 // minute, so only a much longer silence means that nothing will come.
 func (l *lab) await(t *testing.T, stage timeline.Stage) timeline.Event {
 	t.Helper()
-	for {
+	return l.awaitSignal(t, stage, func() {})
+}
+
+// awaitSignal makes a client do what leads to an event of the stage. It signals
+// again and again: dhcpcd loses signals that come while its hooks run.
+func (l *lab) awaitSignal(t *testing.T, stage timeline.Stage, signal func()) timeline.Event {
+	t.Helper()
+	again := time.NewTicker(time.Second)
+	defer again.Stop()
+	signal()
+	for end := time.After(patience); ; {
 		select {
 		case e := <-l.events:
 			t.Logf("%s %s %s", e.Machine, e.Stage, e.Detail)
 			if e.Stage == stage {
 				return e
 			}
-		case <-time.After(patience):
+		case <-again.C:
+			signal()
+		case <-end:
 			t.Fatalf("no %s", stage)
 		}
 	}
@@ -140,6 +152,16 @@ func start(t *testing.T, cmd *exec.Cmd) *client {
 		}
 	})
 	return c
+}
+
+// signal returns a function that signals the client. Its process is the one
+// that was started: nsenter without a PID namespace replaces itself.
+func (c *client) signal(t *testing.T, sig syscall.Signal) func() {
+	return func() {
+		if err := c.Process.Signal(sig); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 // await waits until the client prints a line that holds text.
@@ -201,17 +223,15 @@ func TestUdhcpcGetsRenewsAndReleases(t *testing.T) {
 	nettest.Need(t, "udhcpc")
 	l := startLab(t, nil)
 	h := newClient(t)
-	client := start(t, h.Command(t.Context(), "udhcpc", "-f", "-i", "eth0", "-s", configure(t), "-R"))
+	client := start(t, h.Command(t.Context(), "udhcpc", "-f", "-i", "eth0", "-s", configure(t)))
 	l.await(t, "os.ack")
 	l.check(t, "10.77.0.50", Bound)
 	client.await(t, "configured by bound")
-	signalInside(t, client, syscall.SIGUSR1) // renew
-	if e := l.await(t, "os.request"); e.Detail != "10.77.0.50" {
+	if e := l.awaitSignal(t, "os.request", client.signal(t, syscall.SIGUSR1)); e.Detail != "10.77.0.50" {
 		t.Errorf("renewal: %+v", e)
 	}
 	l.await(t, "os.ack")
-	signalInside(t, client, syscall.SIGTERM) // -R: release on exit
-	l.await(t, "os.release")
+	l.awaitSignal(t, "os.release", client.signal(t, syscall.SIGUSR2))
 	l.check(t, "10.77.0.50", Released)
 }
 
@@ -223,11 +243,9 @@ func TestDhcpcdGetsRenewsAndReleases(t *testing.T) {
 	l.await(t, "os.ack")
 	client.await(t, "spawned listener")
 	l.check(t, "10.77.0.50", Bound)
-	h.Run(t, "dhcpcd", "-4", "-N", "eth0")
-	l.await(t, "os.ack")
+	l.awaitSignal(t, "os.ack", client.signal(t, syscall.SIGUSR1))
 	client.await(t, "dhcpcd-run-hooks RENEW")
-	h.Run(t, "dhcpcd", "-4", "-k", "eth0")
-	l.await(t, "os.release")
+	l.awaitSignal(t, "os.release", client.signal(t, syscall.SIGALRM))
 	l.check(t, "10.77.0.50", Released)
 }
 
@@ -240,15 +258,6 @@ func configure(t *testing.T) string {
 		t.Fatal(err)
 	}
 	return path
-}
-
-// signalInside signals the program that nsenter became: nsenter without a PID
-// namespace replaces itself.
-func signalInside(t *testing.T, cmd *client, sig syscall.Signal) {
-	t.Helper()
-	if err := cmd.Process.Signal(sig); err != nil {
-		t.Fatal(err)
-	}
 }
 
 // The address of a machine is the same in every stage of its boot, although

@@ -266,8 +266,11 @@ func (h *Handler) request(q *query) Decision {
 	case v == wrong:
 		// RFC 2131 §4.3.2: INIT-REBOOT and REBINDING clients of which
 		// there is no record belong to another server, which we MUST NOT
-		// contradict unless there is none.
-		if _, known := h.table.last(q.mac); !selecting && !known && !h.cfg.Authoritative {
+		// contradict unless there is none. An offer is no record: the
+		// client may have taken another server's.
+		last, ok := h.table.last(q.mac)
+		known := ok && last.State == Bound && last.Live(q.now)
+		if !selecting && !known && !h.cfg.Authoritative {
 			return d
 		}
 		h.refuse(&d, q, a, why)

@@ -22,7 +22,7 @@ import (
 // the last one of an address being the one that counts:
 //
 //	ecboot leases 1
-//	6d8cb1f2 10.77.0.50 52:54:00:12:34:56 bound 2026-01-02T04:04:05Z
+//	cd15d951 10.77.0.50 52:54:00:00:00:0a bound 2026-01-02T04:04:05Z
 //
 // The first word is the CRC-32C of the others. A change is added with one write
 // and is durable before anybody is told. So a crash leaves at most a last line

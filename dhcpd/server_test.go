@@ -1,0 +1,189 @@
+package dhcpd
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/every-channel/ecboot/internal/boot"
+	"github.com/every-channel/ecboot/internal/nettest"
+	"github.com/every-channel/ecboot/internal/timeline"
+)
+
+// brokenStore fails while broken is set.
+type brokenStore struct {
+	MemoryStore
+	broken bool
+}
+
+func (s *brokenStore) Append(batch []Lease) error {
+	if s.broken {
+		return errors.New("no space left on device")
+	}
+	return s.MemoryStore.Append(batch)
+}
+
+// offlineServer has no sockets.
+func offlineServer(t *testing.T, cfg Config) *Server {
+	t.Helper()
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return newServer(cfg, newHandler(t, cfg, cfg.Store.Leases()...))
+}
+
+func TestNoACKWithoutStoredLease(t *testing.T) {
+	store := &brokenStore{MemoryStore: *NewMemoryStore(), broken: true}
+	var log bytes.Buffer
+	now := t0
+	cfg := testConfig()
+	cfg.Store = store
+	cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
+	cfg.Now = func() time.Time { return now }
+	cfg.Timeline = timeline.New()
+	s := offlineServer(t, cfg)
+	take := ask{mac: macA, message: request, server: us, requested: "10.77.0.50"}.packet().ToBytes()
+	ask2 := ask{mac: macB, message: discover}.packet().ToBytes()
+
+	replies := s.decide([][]byte{take, ask2, take})
+	if len(replies) != 1 || replies[0].Told.Stage != "os.offer" {
+		t.Errorf("got %v, want only the offer", replies)
+	}
+	if leases := s.Leases(); len(leases) != 0 {
+		t.Errorf("there are leases that nobody was told of: %v", leases)
+	}
+	s.decide([][]byte{take})
+	if n := strings.Count(log.String(), "no space left"); n != 1 {
+		t.Errorf("said %d times:\n%s", n, &log)
+	}
+	now = now.Add(2 * time.Minute)
+	s.decide([][]byte{take})
+	if n := strings.Count(log.String(), "no space left"); n != 2 {
+		t.Errorf("said %d times in two minutes", n)
+	}
+
+	store.broken = false
+	if replies := s.decide([][]byte{take}); len(replies) != 1 || replies[0].Commit == nil {
+		t.Errorf("with room again: %v", replies)
+	}
+	if leases := store.Leases(); len(leases) != 1 || leases[0].State != Bound {
+		t.Errorf("stored: %v", leases)
+	}
+}
+
+// A renewal that could not be stored leaves the lease as it was.
+func TestFailedRenewalKeepsLease(t *testing.T) {
+	store := &brokenStore{MemoryStore: *NewMemoryStore()}
+	now := t0
+	cfg := testConfig()
+	cfg.Store = store
+	cfg.Now = func() time.Time { return now }
+	s := offlineServer(t, cfg)
+	renew := ask{mac: macA, message: request, ciaddr: "10.77.0.50"}.packet().ToBytes()
+	s.decide([][]byte{renew})
+	want := s.Leases()
+	store.broken, now = true, now.Add(time.Minute)
+	s.decide([][]byte{renew, renew})
+	if got := s.Leases(); len(got) != 1 || got[0] != want[0] {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}
+
+// countingStore counts writes.
+type countingStore struct {
+	MemoryStore
+	writes int
+}
+
+func (s *countingStore) Append(batch []Lease) error {
+	s.writes++
+	return s.MemoryStore.Append(batch)
+}
+
+func TestBatchIsOneWrite(t *testing.T) {
+	store := &countingStore{MemoryStore: *NewMemoryStore()}
+	cfg := testConfig()
+	cfg.Store = store
+	s := offlineServer(t, cfg)
+	var packets [][]byte
+	for i := range byte(20) {
+		mac := macA
+		mac[4] = i
+		packets = append(packets, ask{mac: mac, message: request, server: us, requested: fmt.Sprintf("10.77.0.%d", 100+i)}.packet().ToBytes())
+	}
+	if replies := s.decide(packets); len(replies) != 20 || store.writes != 1 {
+		t.Errorf("%d replies, %d writes", len(replies), store.writes)
+	}
+}
+
+func TestMalformedPackets(t *testing.T) {
+	var log bytes.Buffer
+	cfg := testConfig()
+	cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
+	s := offlineServer(t, cfg)
+	good := ask{mac: macA, message: discover}.packet().ToBytes()
+	cut := bytes.Clone(good[:243]) // within an option
+	replies := s.decide([][]byte{nil, []byte("hello"), good[:100], cut, good})
+	if len(replies) != 1 || s.Malformed() != 4 || strings.Count(log.String(), "malformed") != 1 {
+		t.Errorf("%d replies, %d malformed, log:\n%s", len(replies), s.Malformed(), &log)
+	}
+}
+
+// A machine keeps its address when the server starts again.
+func TestLeaseSurvivesRestart(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "leases")
+	cfg := testConfig()
+	store := openStore(t, path)
+	cfg.Store = store
+	s := offlineServer(t, cfg)
+	s.decide([][]byte{
+		ask{mac: macB, message: request, server: us, requested: "10.77.0.50"}.packet().ToBytes(),
+		ask{mac: macA, message: request, server: us, requested: "10.77.0.99"}.packet().ToBytes(),
+	})
+	store.Close()
+
+	cfg.Store = openStore(t, path)
+	s = offlineServer(t, cfg)
+	if who := s.Who(ip("10.77.0.99")); who != macA.String() {
+		t.Errorf("10.77.0.99 is %q's", who)
+	}
+	for mac, want := range map[boot.MAC]string{macA: "10.77.0.99", macB: "10.77.0.50"} {
+		replies := s.decide([][]byte{ask{mac: mac, message: discover}.packet().ToBytes()})
+		if got := replies[0].Reply.To; got != ip(want) {
+			t.Errorf("%s is offered %s, want %s", mac, got, want)
+		}
+	}
+}
+
+// What leaves through the packet socket arrives with whole checksums, also over
+// a veth, from the server's address and port, and only at the station it is for.
+func TestFramesOnTheWire(t *testing.T) {
+	nettest.Need(t, "tcpdump", "udhcpc")
+	startLab(t, nil)
+	h := newClient(t)
+	dump := start(t, h.Command(t.Context(), "tcpdump", "-i", "eth0", "-n", "-l", "-vv", "-e", "--immediate-mode", "udp and src port 67"))
+	dump.await(t, "listening on")
+	h.Run(t, "udhcpc", "-q", "-n", "-f", "-i", "eth0", "-s", configure(t))
+	dump.await(t, "> "+hostMAC)
+	dump.await(t, "10.77.0.1.67 > 10.77.0.50.68: [udp sum ok]")
+	h.Run(t, "udhcpc", "-q", "-n", "-f", "-i", "eth0", "-s", configure(t), "-B")
+	dump.await(t, "> ff:ff:ff:ff:ff:ff")
+	dump.await(t, "10.77.0.1.67 > 255.255.255.255.68: [udp sum ok]")
+}
+
+func TestNoSuchInterface(t *testing.T) {
+	cfg := testConfig()
+	cfg.Interface = "nonesuch0"
+	if _, err := New(cfg); err == nil || !strings.Contains(err.Error(), "nonesuch0") {
+		t.Errorf("got %v", err)
+	}
+	if _, err := NewAdvertiser(AdvertiserConfig{Interface: "nonesuch0"}); err == nil || !strings.Contains(err.Error(), "nonesuch0") {
+		t.Errorf("got %v", err)
+	}
+}
