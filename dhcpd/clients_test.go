@@ -4,11 +4,13 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -154,14 +156,27 @@ func start(t *testing.T, cmd *exec.Cmd) *client {
 	return c
 }
 
-// signal returns a function that signals the client. Its process is the one
-// that was started: nsenter without a PID namespace replaces itself.
-func (c *client) signal(t *testing.T, sig syscall.Signal) func() {
+// signal returns a function that signals a process.
+func signal(t *testing.T, pid int, sig syscall.Signal) func() {
 	return func() {
-		if err := c.Process.Signal(sig); err != nil {
+		if err := syscall.Kill(pid, sig); err != nil {
 			t.Fatal(err)
 		}
 	}
+}
+
+// child returns the only child of a process.
+func child(t *testing.T, pid int) int {
+	t.Helper()
+	list, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := strconv.Atoi(strings.TrimSpace(string(list)))
+	if err != nil {
+		t.Fatalf("children of %d: %v", pid, err)
+	}
+	return n
 }
 
 // await waits until the client prints a line that holds text.
@@ -227,11 +242,11 @@ func TestUdhcpcGetsRenewsAndReleases(t *testing.T) {
 	l.await(t, "os.ack")
 	l.check(t, "10.77.0.50", Bound)
 	client.await(t, "configured by bound")
-	if e := l.awaitSignal(t, "os.request", client.signal(t, syscall.SIGUSR1)); e.Detail != "10.77.0.50" {
+	if e := l.awaitSignal(t, "os.request", signal(t, client.Process.Pid, syscall.SIGUSR1)); e.Detail != "10.77.0.50" {
 		t.Errorf("renewal: %+v", e)
 	}
 	l.await(t, "os.ack")
-	l.awaitSignal(t, "os.release", client.signal(t, syscall.SIGUSR2))
+	l.awaitSignal(t, "os.release", signal(t, client.Process.Pid, syscall.SIGUSR2))
 	l.check(t, "10.77.0.50", Released)
 }
 
@@ -239,13 +254,16 @@ func TestDhcpcdGetsRenewsAndReleases(t *testing.T) {
 	nettest.Need(t, "dhcpcd")
 	l := startLab(t, nil)
 	h := newClient(t)
-	client := start(t, h.Command(t.Context(), "dhcpcd", "-4", "-B", "-d", "--noarp", "eth0"))
+	// dhcpcd's helpers outlive it, unless it is the first process of a PID
+	// namespace.
+	client := start(t, h.Command(t.Context(), "unshare", "--pid", "--fork", "--kill-child", "dhcpcd", "-4", "-B", "-d", "--noarp", "eth0"))
 	l.await(t, "os.ack")
 	client.await(t, "spawned listener")
+	dhcpcd := child(t, client.Process.Pid)
 	l.check(t, "10.77.0.50", Bound)
-	l.awaitSignal(t, "os.ack", client.signal(t, syscall.SIGUSR1))
+	l.awaitSignal(t, "os.ack", signal(t, dhcpcd, syscall.SIGUSR1))
 	client.await(t, "dhcpcd-run-hooks RENEW")
-	l.awaitSignal(t, "os.release", client.signal(t, syscall.SIGALRM))
+	l.awaitSignal(t, "os.release", signal(t, dhcpcd, syscall.SIGALRM))
 	l.check(t, "10.77.0.50", Released)
 }
 
