@@ -7,7 +7,7 @@ ASSETS := images/assets/manifest.json
 GOSRC  := $(shell find . -name '*.go' -not -name '*_test.go' -not -path './initramfs/guest/*')
 
 .DEFAULT_GOAL := build
-.PHONY: build assets deps clean
+.PHONY: build run test check fuzz bench bench-boot assets deps deps-test deps-bench clean
 
 build: ecboot
 
@@ -21,19 +21,71 @@ assets: $(ASSETS)
 $(ASSETS): go.mod go.sum $(shell find images/gen initramfs -type f -not -name '*_test.go' -not -path '*/testdata/*') | deps
 	$(GO) run ./images/gen -o images/assets
 
+# Boots one guest; on a terminal you are at its console then.
+run: build
+	./ecboot run
+
+# Everything, the tests that boot machines included.
+test: build deps-test check
+	$(GO) test -timeout 18m ./...
+
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+
+# What needs no root and no machine.
+check:
+	@test -z "$$(gofmt -l .)" || { gofmt -d .; exit 1; }
+	$(GO) vet ./...
+	$(GO) run $(STATICCHECK) ./...
+	$(GO) test -short ./internal/archtest ./internal/boot ./internal/config ./internal/doctor ./internal/timeline
+
+# Every fuzz target for FUZZTIME.
+FUZZTIME ?= 20s
+fuzz:
+	@set -e; for pkg in $$($(GO) list ./...); do \
+		for target in $$($(GO) test -list '^Fuzz' $$pkg | grep ^Fuzz); do \
+			echo "$$pkg $$target"; $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$pkg; \
+		done; \
+	done
+
+# ecboot beside its peers. Each figure ends in a line: bench NAME ours=… peer=….
+# ROUNDS (3) is how often each contender runs.
+bench: bench-boot bench-servers
+
+bench-boot bench-servers: build deps-bench
+	$(GO) test -timeout 60m -run '^$$' -bench '$(if $(filter bench-boot,$@),Boot,Servers)$$' -benchtime 1x ./internal/bench
+
 # Debian's packages that building and running need.
 PROGRAMS := qemu-system-x86_64:qemu-system-x86 ip:iproute2
 FILES    := /usr/share/OVMF/OVMF_CODE_4M.fd:ovmf /usr/lib/ipxe/undionly.kpxe:ipxe /usr/lib/ipxe/qemu/pxe-virtio.rom:ipxe-qemu
 
 deps:
-	@missing=; \
-	for p in $(PROGRAMS); do command -v $${p%%:*} >/dev/null || missing="$$missing $${p##*:}"; done; \
-	for f in $(FILES); do test -e $${f%%:*} || missing="$$missing $${f##*:}"; done; \
+	@$(call install,$(PROGRAMS),$(FILES))
+
+# The foreign clients of the tests.
+deps-test: deps
+	@$(call install,dhclient:isc-dhcp-client udhcpc:udhcpc dhcpcd:dhcpcd-base curl:curl tftp:tftp-hpa atftp:atftp \
+		tcpdump:tcpdump ping:iputils-ping zstd:zstd cpio:cpio nsenter:util-linux)
+
+# The peers of the benchmarks.
+deps-bench: deps
+	@$(call install,dnsmasq:dnsmasq-base nginx:nginx-light)
+
+# install PROGRAM:PACKAGE…, FILE:PACKAGE…: install the packages whose program or
+# file is missing, without starting their services.
+define install
+	missing=; \
+	for p in $(1); do PATH="$$PATH:/usr/sbin:/sbin" command -v $${p%%:*} >/dev/null || missing="$$missing $${p##*:}"; done; \
+	for f in $(2); do test -e $${f%%:*} || missing="$$missing $${f##*:}"; done; \
 	test -z "$$missing" && exit 0; \
 	if ! command -v apt-get >/dev/null; then echo "please install what Debian calls$$missing" >&2; exit 1; fi; \
-	if test "$$(id -u)" != 0; then echo "not installed:$$missing; run: sudo make deps" >&2; exit 1; fi; \
+	if test "$$(id -u)" != 0; then echo "not installed:$$missing; run: sudo make $@" >&2; exit 1; fi; \
 	echo "installing$$missing"; \
-	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing
+	if ! test -e /usr/sbin/policy-rc.d; then \
+		trap 'rm -f /usr/sbin/policy-rc.d' EXIT; \
+		printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d && chmod +x /usr/sbin/policy-rc.d; \
+	fi; \
+	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null
+endef
 
 clean:
 	rm -f ecboot

@@ -162,20 +162,27 @@ func newUsualStack(b *testing.B, kernel, initrd string) *usualStack {
 	return u
 }
 
-func (u *usualStack) seconds(b *testing.B, uefi bool) float64 {
+func (u *usualStack) seconds(b *testing.B, uefi bool) (seconds float64) {
+	onTap(b, func(args []string) {
+		if uefi {
+			vars := filepath.Join(u.dir, "vars.fd")
+			copyFile(b, "/usr/share/OVMF/OVMF_VARS_4M.fd", vars)
+			args = append(args,
+				"-drive", "if=pflash,format=raw,unit=0,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd",
+				"-drive", "if=pflash,format=raw,unit=1,file="+vars)
+		}
+		seconds = qemuSeconds(b, args...)
+	})
+	return seconds
+}
+
+// onTap calls body with the arguments of a NIC that is a port of br0 meanwhile.
+func onTap(b *testing.B, body func(nic []string)) {
 	run(b, "ip", "tuntap", "add", "tap0", "mode", "tap")
 	defer run(b, "ip", "link", "del", "tap0")
 	run(b, "ip", "link", "set", "tap0", "master", "br0", "up")
-	args := []string{"-netdev", "tap,id=n0,ifname=tap0,script=no,downscript=no",
-		"-device", "virtio-net-pci,netdev=n0,bootindex=0,mac=" + guestMAC}
-	if uefi {
-		vars := filepath.Join(u.dir, "vars.fd")
-		copyFile(b, "/usr/share/OVMF/OVMF_VARS_4M.fd", vars)
-		args = append(args,
-			"-drive", "if=pflash,format=raw,unit=0,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd",
-			"-drive", "if=pflash,format=raw,unit=1,file="+vars)
-	}
-	return qemuSeconds(b, args...)
+	body([]string{"-netdev", "tap,id=n0,ifname=tap0,script=no,downscript=no",
+		"-device", "virtio-net-pci,netdev=n0,bootindex=0,mac=" + guestMAC})
 }
 
 // background runs a server until the benchmark ends.

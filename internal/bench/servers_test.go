@@ -1,0 +1,78 @@
+package bench
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/every-channel/ecboot/internal/nettest"
+)
+
+// BenchmarkServers measures the memory of the DHCP, TFTP and HTTP servers, one
+// process, after they have booted a machine.
+func BenchmarkServers(b *testing.B) {
+	nettest.NeedRoot(b)
+	nettest.Need(b, "qemu-system-x86_64", "ip")
+	ecboot := repoFile(b, "ecboot")
+	nettest.Bridge(b, "br0", "10.77.0.1/24")
+	config := filepath.Join(b.TempDir(), "ecboot.toml")
+	writeFile(b, config, fmt.Sprintf("[segment]\nbridge = \"br0\"\nunknown = \"boot\"\n[server]\nstate_dir = %q\n", b.TempDir()))
+
+	serve := exec.Command(ecboot, "serve", "--config", config)
+	stderr, err := serve.StderrPipe()
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := serve.Start(); err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() {
+		serve.Process.Signal(os.Interrupt)
+		serve.Wait()
+	})
+	lines := bufio.NewScanner(stderr)
+	awaitLine(b, lines, "serving")
+	go func() {
+		for lines.Scan() {
+		}
+	}()
+	onTap(b, func(nic []string) { qemuSeconds(b, nic...) })
+	fmt.Printf("bench servers-rss ours=%.1fMB want<=40MB\n", float64(rss(b, serve.Process.Pid))/1e6)
+}
+
+func awaitLine(b *testing.B, lines *bufio.Scanner, text string) {
+	b.Helper()
+	var seen []string
+	for lines.Scan() {
+		seen = append(seen, lines.Text())
+		if strings.Contains(lines.Text(), text) {
+			return
+		}
+	}
+	b.Fatalf("ecboot ended without saying %q:\n%s", text, strings.Join(seen, "\n"))
+}
+
+// rss is the resident memory of a process in bytes.
+func rss(b *testing.B, pid int) int64 {
+	b.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		b.Fatal(err)
+	}
+	for line := range strings.Lines(string(status)) {
+		if rest, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+			kib, err := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(rest), " kB"), 10, 64)
+			if err != nil {
+				b.Fatal(err)
+			}
+			return kib << 10
+		}
+	}
+	b.Fatal("no VmRSS in /proc")
+	return 0
+}
