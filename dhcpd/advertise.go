@@ -16,6 +16,7 @@ import (
 	"github.com/mdlayher/ndp"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/net/ipv6"
+	"golang.org/x/sys/unix"
 )
 
 // AdvertiserConfig is what an Advertiser needs to know.
@@ -97,6 +98,9 @@ func (a *Advertiser) Run(ctx context.Context) error {
 				return err
 			}
 			continue
+		}
+		if errors.Is(err, unix.EPERM) {
+			return fmt.Errorf("router advertisements on %s: %w: run as root", a.link.Name, err)
 		}
 		if !said && ipv6Disabled(a.link.Name) {
 			a.cfg.Logger.Warn("IPv6 is disabled, so router solicitations are not answered and iPXE waits some 13 s longer", "interface", a.link.Name)
