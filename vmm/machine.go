@@ -1,0 +1,556 @@
+package vmm
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/every-channel/ecboot/internal/timeline"
+)
+
+// Options is what Start needs beside the machine itself.
+type Options struct {
+	QEMU     string             // program; empty: DefaultQEMU
+	Taps     []*os.File         // one for each of Spec.NICs; the caller may close them when Start returns
+	Machine  string             // who the machine is in the timeline: a MAC address
+	Timeline *timeline.Recorder // nil: nothing is recorded
+	Log      *slog.Logger       // nil: silent
+	Grace    time.Duration      // how long Stop waits for each of two requests to the guest; 0: 10 s
+}
+
+const (
+	startTimeout = 30 * time.Second // for QEMU's monitor to answer
+	defaultGrace = 10 * time.Second
+	quitTimeout  = 5 * time.Second
+	// drainTimeout is how long the console and the monitor may outlive
+	// QEMU, if a process that QEMU started holds them.
+	drainTimeout = 2 * time.Second
+	// panicTimeout is how long a kernel that panics may print before its
+	// machine ends.
+	panicTimeout = 3 * time.Second
+)
+
+// Machine is a QEMU process, from Start to its end.
+type Machine struct {
+	opts    Options
+	spec    Spec
+	argv    []string
+	proc    *process
+	console *Console
+	qmp     *qmp
+	vars    *os.File // the machine's UEFI variables; nil with BIOS
+	done    chan struct{}
+
+	mu       sync.Mutex
+	firmware bool   // it has given a sign of life since the last reset
+	linux    bool   // a kernel runs since the last reset
+	panicked bool   // the kernel has given up
+	panic    string // and said this
+	shutdown string // the reason in QEMU's SHUTDOWN event
+	broken   string // why the machine cannot go on: QEMU's run state
+	killed   bool   // by Kill
+	resets   int
+	exit     Exit // valid once done is closed
+}
+
+// Start runs the machine and returns when its CPUs run. ctx is for starting
+// only: a machine that has started runs until it ends, is stopped or killed,
+// or this process dies, by whatever cause.
+func Start(ctx context.Context, spec Spec, opts Options) (*Machine, error) {
+	if len(opts.Taps) != len(spec.NICs) {
+		return nil, fmt.Errorf("%d taps for %d NICs: each NIC needs one", len(opts.Taps), len(spec.NICs))
+	}
+	if opts.Log == nil {
+		opts.Log = slog.New(slog.DiscardHandler)
+	}
+	if opts.Grace == 0 {
+		opts.Grace = defaultGrace
+	}
+	qemu, err := findQEMU(opts.QEMU)
+	if err != nil {
+		return nil, err
+	}
+	argv, err := spec.Command(qemu)
+	if err != nil {
+		return nil, err
+	}
+	m := &Machine{opts: opts, spec: spec, argv: argv, done: make(chan struct{})}
+	if err := m.launch(); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	if err := m.begin(ctx); err != nil {
+		m.Kill()
+		<-m.done
+		if stderr := m.exit.Stderr; stderr != "" {
+			return nil, fmt.Errorf("QEMU does not start: %s", stderr)
+		}
+		return nil, fmt.Errorf("QEMU does not start: %w", err)
+	}
+	return m, nil
+}
+
+// launch starts the process and everything that listens to it.
+func (m *Machine) launch() error {
+	files, ours, err := m.files()
+	defer func() {
+		for _, f := range files {
+			f.Close()
+		}
+	}()
+	if err != nil {
+		return err
+	}
+	began := time.Now()
+	m.proc, err = startProcess(m.argv, append(files, m.opts.Taps...), nil)
+	if err != nil {
+		ours.console.Close()
+		ours.qmp.Close()
+		if m.vars != nil {
+			m.vars.Close()
+		}
+		return err
+	}
+	m.record(timeline.Event{At: began, Stage: timeline.Start, Detail: m.describe()})
+	m.console = newConsole(ours.console)
+	m.console.watchers[-1] = m.onLine
+	m.qmp = newQMP(ours.qmp)
+	events := make(chan struct{})
+	go m.console.run()
+	go func() {
+		defer close(events)
+		for e, ok := m.qmp.next(); ok; e, ok = m.qmp.next() {
+			m.onEvent(e)
+		}
+	}()
+	go m.supervise(events)
+	return nil
+}
+
+// begin negotiates with the monitor and lets the CPUs run.
+func (m *Machine) begin(ctx context.Context) error {
+	if err := m.qmp.handshake(ctx); err != nil {
+		return err
+	}
+	return m.qmp.execute(ctx, "cont", nil, nil)
+}
+
+// ends are our ends of the connections to QEMU.
+type ends struct{ console, qmp net.Conn }
+
+// files makes what QEMU inherits, in the order of layout and without the taps.
+// It returns the files made so far with an error.
+func (m *Machine) files() (theirs []*os.File, ours ends, err error) {
+	defer func() {
+		if err != nil {
+			for _, c := range []net.Conn{ours.console, ours.qmp} {
+				if c != nil {
+					c.Close()
+				}
+			}
+		}
+	}()
+	for _, end := range []*net.Conn{&ours.console, &ours.qmp} {
+		f, conn, err := socketpair()
+		if err != nil {
+			return theirs, ours, err
+		}
+		theirs, *end = append(theirs, f), conn
+	}
+	if m.spec.UEFI != (UEFI{}) {
+		template, err := os.ReadFile(m.spec.UEFI.Vars)
+		if err != nil {
+			return theirs, ours, fmt.Errorf("template of the UEFI variables: %w", err)
+		}
+		vars, err := memoryFile("uefi-vars", template)
+		if err != nil {
+			return theirs, ours, err
+		}
+		theirs = append(theirs, nil, vars)
+		if theirs[2], err = os.Open(fdPath(int(vars.Fd()))); err != nil {
+			return slices.Delete(theirs, 2, 3), ours, err
+		}
+		dup, err := unix.FcntlInt(vars.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			return theirs, ours, fmt.Errorf("UEFI variables: %w", err)
+		}
+		m.vars = os.NewFile(uintptr(dup), vars.Name())
+	}
+	if len(m.spec.InitrdData) > 0 {
+		initrd, err := memoryFile("initrd", m.spec.InitrdData)
+		if err != nil {
+			return theirs, ours, err
+		}
+		theirs = append(theirs, initrd)
+	}
+	return theirs, ours, nil
+}
+
+// socketpair returns one end as a file to pass on and one to use.
+func socketpair() (*os.File, net.Conn, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("socketpair: %w", err)
+	}
+	theirs, ours := os.NewFile(uintptr(fds[0]), "qemu"), os.NewFile(uintptr(fds[1]), "vmm")
+	conn, err := net.FileConn(ours)
+	ours.Close()
+	if err != nil {
+		theirs.Close()
+		return nil, nil, fmt.Errorf("socketpair: %w", err)
+	}
+	return theirs, conn, nil
+}
+
+// memoryFile returns a file that exists nowhere but in memory.
+func memoryFile(name string, data []byte) (*os.File, error) {
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("memory for %s: %w", name, err)
+	}
+	f := os.NewFile(uintptr(fd), name)
+	if _, err := f.Write(data); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("memory for %s: %w", name, err)
+	}
+	return f, nil
+}
+
+func (m *Machine) describe() string {
+	firmware := "BIOS"
+	if m.spec.UEFI != (UEFI{}) {
+		firmware = "UEFI"
+	}
+	return m.spec.machine() + ", " + firmware + ", " + string(m.spec.accel())
+}
+
+// supervise waits for QEMU's end and for the last of what it said.
+func (m *Machine) supervise(events <-chan struct{}) {
+	<-m.proc.done
+	// What is still in the sockets is read before their end shows; only a
+	// process that inherited them could keep them open.
+	deadline := time.Now().Add(drainTimeout)
+	_ = m.console.conn.SetReadDeadline(deadline)
+	_ = m.qmp.conn.SetReadDeadline(deadline)
+	<-m.console.done
+	<-events
+	if m.vars != nil {
+		m.vars.Close()
+	}
+	m.mu.Lock()
+	m.exit = m.judge()
+	exit := m.exit
+	m.mu.Unlock()
+	m.record(timeline.Event{Stage: timeline.Exit, Detail: exit.String()})
+	m.opts.Log.Info("machine ended", "machine", m.opts.Machine, "exit", exit.String())
+	close(m.done)
+}
+
+// kernelPanic is how Linux begins and ends its last words. A user who prints
+// an old log should not end the machine, so only the start of a line counts.
+var (
+	linuxVersion = regexp.MustCompile(`Linux version (\S+)`)
+	kernelPanic  = regexp.MustCompile(`^(?:\[ *\d+\.\d+\](?:\[[^\]]*\])? )?(---\[ end )?Kernel panic - not syncing(?:: (.*))?`)
+)
+
+// firmwareSign tells firmware that starts anew from the last line of the system
+// that asked for the reset.
+var firmwareSign = regexp.MustCompile(`SeaBIOS|BdsDxe|UEFI|iPXE`)
+
+// onLine looks at each line of the console. It runs within the Console, which
+// it must not call.
+func (m *Machine) onLine(line string) {
+	var events []timeline.Event
+	m.mu.Lock()
+	if !m.firmware && strings.TrimSpace(line) != "" && (m.resets == 0 || firmwareSign.MatchString(line)) {
+		m.firmware = true
+		events = append(events, timeline.Event{Stage: timeline.Firmware, Detail: strings.TrimSpace(line)})
+	}
+	if v := linuxVersion.FindStringSubmatch(line); v != nil && !m.linux {
+		m.linux = true
+		events = append(events, timeline.Event{Stage: timeline.Linux, Detail: v[1]})
+	}
+	m.mu.Unlock()
+	for _, e := range events {
+		m.record(e)
+	}
+	if p := kernelPanic.FindStringSubmatch(line); p != nil {
+		m.onPanic(p[2])
+		if p[1] != "" {
+			go m.applyPanicPolicy()
+		}
+	}
+}
+
+// onPanic notes, once, that the kernel has given up.
+func (m *Machine) onPanic(why string) {
+	m.mu.Lock()
+	first := !m.panicked
+	if first {
+		m.panicked, m.panic = true, why
+	}
+	m.mu.Unlock()
+	if !first {
+		return
+	}
+	m.record(timeline.Event{Stage: timeline.Panic, Detail: why})
+	time.AfterFunc(panicTimeout, m.applyPanicPolicy)
+}
+
+// applyPanicPolicy does what QEMU does by itself when the guest has a driver
+// for pvpanic, as few do.
+func (m *Machine) applyPanicPolicy() {
+	if m.spec.OnPanic == PanicPauses {
+		_ = m.qmp.execute(context.Background(), "stop", nil, nil) // it fails when QEMU has ended
+		return
+	}
+	if m.quit() != nil {
+		m.proc.kill()
+	}
+}
+
+// onEvent acts on what QEMU says.
+func (m *Machine) onEvent(e event) {
+	var data struct {
+		Guest  bool   `json:"guest"`
+		Reason string `json:"reason"`
+	}
+	_ = json.Unmarshal(e.Data, &data) // an event without these is handled by its name
+	switch e.Name {
+	case "RESET":
+		m.mu.Lock()
+		m.resets++
+		m.firmware, m.linux = false, false
+		m.mu.Unlock()
+		m.opts.Log.Info("machine was reset", "machine", m.opts.Machine, "by", data.Reason)
+	case "SHUTDOWN":
+		m.mu.Lock()
+		m.shutdown = data.Reason
+		m.mu.Unlock()
+	case "GUEST_PANICKED":
+		m.onPanic("reported through pvpanic")
+	case "STOP":
+		m.onStop()
+	}
+}
+
+// onStop finds out why the CPUs stand still: that somebody paused them and
+// that they cannot go on is the same event.
+func (m *Machine) onStop() {
+	status, err := m.Status(context.Background())
+	if err != nil {
+		return // QEMU has ended, which says more
+	}
+	switch status {
+	case "internal-error", "io-error":
+		m.mu.Lock()
+		m.broken = status
+		m.mu.Unlock()
+		m.proc.kill()
+	}
+}
+
+// quit asks QEMU, and not the guest, to end.
+func (m *Machine) quit() error {
+	return m.qmp.execute(context.Background(), "quit", nil, nil)
+}
+
+func (m *Machine) record(e timeline.Event) {
+	e.Machine = m.opts.Machine
+	m.opts.Timeline.Record(e)
+}
+
+// Console is the machine's serial port.
+func (m *Machine) Console() *Console { return m.console }
+
+// Command is the command that runs, program first.
+func (m *Machine) Command() []string { return slices.Clone(m.argv) }
+
+// PID is the process id of QEMU.
+func (m *Machine) PID() int { return m.proc.cmd.Process.Pid }
+
+// Execute runs a command on QEMU's monitor (QMP). args is marshalled to its
+// arguments and may be nil; what it returns is unmarshalled into result unless
+// that is nil. A command that gets no answer fails after 10 seconds.
+func (m *Machine) Execute(ctx context.Context, command string, args, result any) error {
+	return m.qmp.execute(ctx, command, args, result)
+}
+
+// Status is QEMU's run state: running, paused, guest-panicked, …
+func (m *Machine) Status(ctx context.Context) (string, error) {
+	var status struct {
+		Status string `json:"status"`
+	}
+	err := m.qmp.execute(ctx, "query-status", nil, &status)
+	return status.Status, err
+}
+
+// Done is closed when QEMU has ended and all it said has been read.
+func (m *Machine) Done() <-chan struct{} { return m.done }
+
+// Exit waits for the machine's end and tells how it came.
+func (m *Machine) Exit() Exit {
+	<-m.done
+	return m.exit
+}
+
+// Kill ends QEMU at once. It does not wait: see Done.
+func (m *Machine) Kill() {
+	m.mu.Lock()
+	m.killed = true
+	m.mu.Unlock()
+	m.proc.kill()
+}
+
+// How is what it took to stop a machine.
+type How string
+
+// From gentle to rough.
+const (
+	StoppedItself   How = "it had ended already"
+	StoppedPowerOff How = "power button"
+	StoppedSecond   How = "power button, pressed again"
+	StoppedQuit     How = "told QEMU to quit"
+	StoppedKill     How = "killed QEMU"
+)
+
+// Stop ends the machine: it presses the power button, once more if that does
+// not help within Options.Grace, then ends QEMU. It returns when QEMU is gone
+// and says which of these did it. When ctx is done the guest is not waited for
+// any longer.
+func (m *Machine) Stop(ctx context.Context) How {
+	select {
+	case <-m.done:
+		return StoppedItself
+	default:
+	}
+	if m.listens(ctx) {
+		for _, how := range []How{StoppedPowerOff, StoppedSecond} {
+			if m.qmp.execute(ctx, "system_powerdown", nil, nil) != nil {
+				break
+			}
+			if m.wait(ctx, m.opts.Grace) {
+				return how
+			}
+		}
+	}
+	if m.quit() == nil && m.wait(context.Background(), quitTimeout) {
+		return StoppedQuit
+	}
+	m.Kill()
+	<-m.done
+	return StoppedKill
+}
+
+// listens reports whether the guest may feel its power button: its CPUs run
+// and its kernel has not given up.
+func (m *Machine) listens(ctx context.Context) bool {
+	m.mu.Lock()
+	panicked := m.panicked
+	m.mu.Unlock()
+	if panicked {
+		return false
+	}
+	status, err := m.Status(ctx)
+	return err == nil && status == "running"
+}
+
+// wait reports whether the machine ends in time.
+func (m *Machine) wait(ctx context.Context, limit time.Duration) bool {
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
+	select {
+	case <-m.done:
+		return true
+	case <-ctx.Done():
+	case <-timer.C:
+	}
+	return false
+}
+
+// Reason is why a machine ended.
+type Reason string
+
+// The reasons.
+const (
+	GuestShutdown Reason = "guest-shutdown" // the guest switched itself off
+	GuestReset    Reason = "guest-reset"    // the guest restarted and QEMU was told to end then
+	GuestPanic    Reason = "guest-panic"    // its kernel gave up
+	Quit          Reason = "quit"           // QEMU was told to
+	Killed        Reason = "killed"         // by a signal, ours or another's
+	Failed        Reason = "failed"         // QEMU could not go on
+)
+
+// Exit is how a machine ended.
+type Exit struct {
+	Reason Reason
+	Detail string         // in words; may be empty
+	Code   int            // QEMU's exit code, -1 if a signal ended it
+	Signal syscall.Signal // that ended QEMU; 0 if none did
+	Stderr string         // the end of QEMU's own messages
+	Resets int            // how often the machine was reset while it ran
+}
+
+// String is the reason with its detail.
+func (e Exit) String() string {
+	if e.Detail == "" {
+		return string(e.Reason)
+	}
+	return string(e.Reason) + ": " + e.Detail
+}
+
+// judge finds the reason. What the guest did counts before how QEMU ended,
+// because we end QEMU ourselves when the guest cannot go on. m.mu is held.
+func (m *Machine) judge() Exit {
+	state := m.proc.cmd.ProcessState
+	e := Exit{Code: state.ExitCode(), Stderr: m.proc.stderr.String(), Resets: m.resets}
+	if ws, ok := state.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
+		e.Signal = ws.Signal()
+	}
+	outside := e.Signal == syscall.SIGKILL || e.Signal == syscall.SIGTERM || e.Signal == syscall.SIGINT || e.Signal == syscall.SIGHUP
+	switch {
+	case m.broken != "":
+		e.Reason, e.Detail = Failed, "the guest stands still with "+m.broken
+		if line := firstLine(e.Stderr); line != "" {
+			e.Detail += ": " + line
+		}
+	case m.panicked:
+		e.Reason, e.Detail = GuestPanic, m.panic
+	case m.shutdown == "guest-shutdown", m.shutdown == "guest-reset", m.shutdown == "guest-panic":
+		e.Reason = Reason(m.shutdown)
+	case m.shutdown == "host-qmp-quit":
+		e.Reason = Quit
+	case m.killed:
+		e.Reason = Killed
+	case m.shutdown == "host-signal":
+		e.Reason, e.Detail = Killed, "a signal told QEMU to end"
+	case outside:
+		e.Reason, e.Detail = Killed, "by signal "+e.Signal.String()
+	case e.Signal != 0:
+		e.Reason, e.Detail = Failed, strings.TrimSuffix("QEMU crashed with "+e.Signal.String()+": "+lastLine(e.Stderr), ": ")
+	case e.Code == 0:
+		e.Reason = Quit
+	default:
+		e.Reason, e.Detail = Failed, strings.TrimSuffix(fmt.Sprintf("QEMU's exit code is %d: %s", e.Code, lastLine(e.Stderr)), ": ")
+	}
+	return e
+}
+
+func firstLine(s string) string {
+	s, _, _ = strings.Cut(s, "\n")
+	return s
+}
+
+func lastLine(s string) string { return s[strings.LastIndexByte(s, '\n')+1:] }

@@ -1,0 +1,404 @@
+package vmm
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/every-channel/ecboot/internal/timeline"
+)
+
+// helperEnv makes the test binary a program that starts a machine, prints its
+// pid and waits to be killed.
+const helperEnv = "VMM_TEST_START"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(helperEnv) != "" {
+		machine, err := Start(context.Background(), Spec{MemoryMiB: 64}, Options{})
+		if err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
+		fmt.Println(machine.PID())
+		<-machine.Done()
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+const mac0 = "52:54:00:00:00:01"
+
+// start runs a machine for the length of a test.
+func start(t *testing.T, spec Spec, opts Options) (*Machine, *timeline.Recorder) {
+	t.Helper()
+	needQEMU(t)
+	opts.Timeline, opts.Machine = timeline.New(), mac0
+	m, err := Start(t.Context(), spec, opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		m.Kill()
+		<-m.Done()
+		if t.Failed() {
+			t.Logf("exit: %s\nstderr: %s\nconsole:\n%s", m.Exit(), m.Exit().Stderr, strings.Join(m.Console().Tail(40), "\n"))
+		}
+	})
+	return m, opts.Timeline
+}
+
+// expect waits for text on the console. It gives up only when the test as a
+// whole must.
+func expect(t *testing.T, m *Machine, re string) {
+	t.Helper()
+	ctx := t.Context()
+	if deadline, ok := t.Deadline(); ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadline(ctx, deadline.Add(-5*time.Second))
+		defer cancel()
+	}
+	if err := m.Console().Expect(ctx, regexp.MustCompile(re)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func stages(r *timeline.Recorder) (list []timeline.Stage) {
+	for _, e := range r.Events(mac0) {
+		list = append(list, e.Stage)
+	}
+	return list
+}
+
+func TestMachineBIOS(t *testing.T) {
+	m, events := start(t, Spec{MemoryMiB: 64}, Options{})
+	expect(t, m, "SeaBIOS")
+	if status, err := m.Status(t.Context()); status != "running" || err != nil {
+		t.Errorf("status %q, %v", status, err)
+	}
+	if err := m.Execute(t.Context(), "no-such-command", nil, nil); err == nil || !strings.Contains(err.Error(), "QMP no-such-command: ") {
+		t.Errorf("error %v", err)
+	}
+	expect(t, m, "No bootable device")
+	m.Kill()
+	if e := m.Exit(); e.Reason != Killed || e.Signal != syscall.SIGKILL || e.Code != -1 {
+		t.Errorf("exit %+v", e)
+	}
+	got := events.Events(mac0)
+	if len(got) != 3 || got[0].Stage != timeline.Start || got[1].Stage != timeline.Firmware || got[2].Stage != timeline.Exit {
+		t.Fatalf("events %+v", got)
+	}
+	if got[0].Detail != "q35, BIOS, tcg" || !strings.HasPrefix(got[1].Detail, "SeaBIOS") || got[2].Detail != "killed" {
+		t.Errorf("details %q, %q, %q", got[0].Detail, got[1].Detail, got[2].Detail)
+	}
+	if err := m.Console().Expect(t.Context(), regexp.MustCompile("never")); !errors.Is(err, ErrConsoleEnded) {
+		t.Errorf("expect after the end: %v", err)
+	}
+	if how := m.Stop(t.Context()); how != StoppedItself {
+		t.Errorf("stopped by %q", how)
+	}
+}
+
+// SeaBIOS has no ear for the power button, so a stop gets to quit.
+func TestStopQuits(t *testing.T) {
+	m, _ := start(t, Spec{MemoryMiB: 64}, Options{Grace: time.Millisecond})
+	if how := m.Stop(t.Context()); how != StoppedQuit {
+		t.Errorf("stopped by %q", how)
+	}
+	if e := m.Exit(); e.Reason != Quit || e.Code != 0 {
+		t.Errorf("exit %+v", e)
+	}
+}
+
+func TestStopDoesNotWaitWhenCancelled(t *testing.T) {
+	m, _ := start(t, Spec{MemoryMiB: 64}, Options{Grace: time.Hour})
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if how := m.Stop(ctx); how != StoppedQuit {
+		t.Errorf("stopped by %q", how)
+	}
+}
+
+// A QEMU that does not answer is killed.
+func TestStopKills(t *testing.T) {
+	m, _ := start(t, Spec{MemoryMiB: 64}, Options{})
+	m.qmp.conn.Close()
+	if how := m.Stop(t.Context()); how != StoppedKill {
+		t.Errorf("stopped by %q", how)
+	}
+	if e := m.Exit(); e.Reason != Killed {
+		t.Errorf("exit %+v", e)
+	}
+}
+
+func TestKilledFromOutside(t *testing.T) {
+	m, _ := start(t, Spec{MemoryMiB: 64}, Options{})
+	if err := syscall.Kill(m.PID(), syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if e := m.Exit(); e.Reason != Killed || e.Detail != "a signal told QEMU to end" {
+		t.Errorf("exit %+v", e)
+	}
+}
+
+func TestCrashIsAFailure(t *testing.T) {
+	m, _ := start(t, Spec{MemoryMiB: 64}, Options{})
+	if err := syscall.Kill(m.PID(), syscall.SIGABRT); err != nil {
+		t.Fatal(err)
+	}
+	if e := m.Exit(); e.Reason != Failed || e.Signal != syscall.SIGABRT || !strings.Contains(e.Detail, "aborted") {
+		t.Errorf("exit %+v", e)
+	}
+}
+
+// A reset begins the firmware's stage anew. SeaBIOS turns the one that QEMU
+// makes into one of its own.
+func TestReset(t *testing.T) {
+	m, events := start(t, Spec{MemoryMiB: 64}, Options{})
+	expect(t, m, "No bootable device")
+	again := make(chan struct{}, 16)
+	defer events.Watch(func(e timeline.Event) {
+		if e.Stage == timeline.Firmware {
+			again <- struct{}{}
+		}
+	})()
+	if err := m.Execute(t.Context(), "system_reset", nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	<-again
+	m.Kill()
+	if e := m.Exit(); e.Resets == 0 {
+		t.Errorf("resets %d; want more", e.Resets)
+	}
+}
+
+func TestMachineReadsItsConsole(t *testing.T) {
+	ipxe := needFile(t, "/usr/lib/ipxe/ipxe.lkrn", "ipxe")
+	m, _ := start(t, Spec{MemoryMiB: 128, Kernel: ipxe, InitrdData: []byte("#!ipxe\necho hello from script\nshell\n")}, Options{})
+	var shown bytes.Buffer
+	detach := m.Console().Attach(&shown)
+	expect(t, m, "^hello from script$")
+	expect(t, m, `^iPXE> $`)
+	if _, err := m.Console().Write([]byte("echo one${}two\r")); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, m, "^onetwo$")
+	detach()
+	if !strings.Contains(shown.String(), "SeaBIOS") || !strings.Contains(shown.String(), "onetwo") {
+		t.Errorf("attached writer saw %q", shown.String())
+	}
+}
+
+// kernel finds the kernel that the module pins.
+func kernel(t *testing.T) string {
+	out, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "github.com/gokrazy/kernel.amd64").Output()
+	if err != nil {
+		t.Skipf("go list: %v: the kernel's module is missing", err)
+	}
+	return needFile(t, filepath.Join(strings.TrimSpace(string(out)), "vmlinuz"), "its Go module (go mod download)")
+}
+
+func TestKernelPanic(t *testing.T) {
+	m, events := start(t, Spec{Kernel: kernel(t), Append: "console=ttyS0 panic=0"}, Options{})
+	if e := m.Exit(); e.Reason != GuestPanic || !strings.Contains(e.Detail, "VFS: Unable to mount root fs") {
+		t.Errorf("exit %+v", e)
+	}
+	want := []timeline.Stage{timeline.Start, timeline.Firmware, timeline.Linux, timeline.Panic, timeline.Exit}
+	if got := stages(events); !slices.Equal(got, want) {
+		t.Errorf("stages %v; want %v", got, want)
+	}
+}
+
+func TestKernelPanicPauses(t *testing.T) {
+	m, events := start(t, Spec{Kernel: kernel(t), Append: "console=ttyS0 panic=0", OnPanic: PanicPauses}, Options{Grace: time.Hour})
+	expect(t, m, `---\[ end Kernel panic`)
+	var status string
+	for status != "paused" && status != "guest-panicked" {
+		var err error
+		if status, err = m.Status(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := stages(events); got[len(got)-1] != timeline.Panic {
+		t.Errorf("stages %v", got)
+	}
+	if how := m.Stop(t.Context()); how != StoppedQuit {
+		t.Errorf("stopped by %q", how)
+	}
+	if e := m.Exit(); e.Reason != GuestPanic {
+		t.Errorf("exit %+v", e)
+	}
+}
+
+func needFile(t *testing.T, path, pkg string) string {
+	t.Helper()
+	if _, err := os.Stat(path); err != nil {
+		t.Skipf("%s is missing: install the package %s", path, pkg)
+	}
+	return path
+}
+
+func TestUEFIWritesItsVariables(t *testing.T) {
+	needQEMU(t)
+	uefi, err := FindUEFI("q35")
+	if err != nil {
+		t.Skip(err)
+	}
+	template, err := os.ReadFile(uefi.Vars)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, events := start(t, Spec{UEFI: uefi, MemoryMiB: 256}, Options{})
+	expect(t, m, "BdsDxe: (loading|starting|failed)")
+	vars := make([]byte, len(template))
+	if _, err := m.vars.ReadAt(vars, 0); err != nil {
+		t.Fatal(err)
+	}
+	if bytes.Equal(vars, template) {
+		t.Error("the firmware's variables did not arrive in the machine's copy")
+	}
+	if now, err := os.ReadFile(uefi.Vars); err != nil || !bytes.Equal(now, template) {
+		t.Errorf("the template has changed (%v)", err)
+	}
+	expect(t, m, "Press .*ESC.* in")
+	if _, err := m.Console().Write([]byte("\x1b")); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, m, "Shell> ")
+	if _, err := m.Console().Write([]byte("reset -s\r")); err != nil {
+		t.Fatal(err)
+	}
+	if e := m.Exit(); e.Reason != GuestShutdown || e.Code != 0 {
+		t.Errorf("exit %+v", e)
+	}
+	if got := events.Events(mac0); !strings.HasPrefix(got[1].Detail, "BdsDxe") || got[0].Detail != "q35, UEFI, tcg" {
+		t.Errorf("events %+v", got)
+	}
+}
+
+func TestStartErrors(t *testing.T) {
+	needQEMU(t)
+	missing := filepath.Join(t.TempDir(), "missing")
+	for _, tt := range []struct {
+		name string
+		spec Spec
+		opts Options
+		want string
+	}{
+		{"bad argument", Spec{Extra: []string{"-device", "no-such-device"}}, Options{}, "QEMU does not start: qemu-system-x86_64: -device no-such-device: 'no-such-device' is not a valid device model name"},
+		{"missing kernel", Spec{Kernel: missing}, Options{}, missing},
+		{"missing template", Spec{UEFI: UEFI{Code: missing, Vars: missing}}, Options{}, "template of the UEFI variables: open " + missing},
+		{"missing code", Spec{UEFI: UEFI{Code: missing, Vars: "/dev/null"}}, Options{}, "No such file"},
+		{"taps", Spec{NICs: []NIC{{MAC: mac1}}}, Options{}, "0 taps for 1 NICs"},
+		{"contradiction", Spec{Append: "x"}, Options{}, "name a kernel"},
+		{"no such QEMU", Spec{}, Options{QEMU: missing}, missing},
+	} {
+		m, err := Start(t.Context(), tt.spec, tt.opts)
+		if m != nil || err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: %v; want an error with %q", tt.name, err, tt.want)
+		}
+	}
+}
+
+func TestStartNamesThePackage(t *testing.T) {
+	t.Setenv("PATH", t.TempDir())
+	if _, err := Start(t.Context(), Spec{}, Options{}); err == nil || !strings.Contains(err.Error(), "apt-get install qemu-system-x86") {
+		t.Errorf("error %v", err)
+	}
+}
+
+// A start that is cancelled leaves no QEMU.
+func TestStartIsCancelled(t *testing.T) {
+	pidFile := filepath.Join(t.TempDir(), "pid")
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	fifo := filepath.Join(t.TempDir(), "started")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		_, err := Start(ctx, Spec{}, Options{QEMU: script(t, "echo $$ >"+pidFile+"; echo >"+fifo+"; exec sleep 600")})
+		done <- err
+	}()
+	if _, err := os.ReadFile(fifo); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Errorf("error %v", err)
+	}
+	data, err := os.ReadFile(pidFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(data)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(pid, 0); !errors.Is(err, syscall.ESRCH) {
+		t.Errorf("process %d is still there (%v)", pid, err)
+	}
+}
+
+// However we die, QEMU dies too.
+func TestNoOrphan(t *testing.T) {
+	needQEMU(t)
+	for _, sig := range []syscall.Signal{syscall.SIGKILL, syscall.SIGTERM} {
+		t.Run(sig.String(), func(t *testing.T) {
+			parent := exec.Command(os.Args[0])
+			parent.Env = append(os.Environ(), helperEnv+"=1")
+			out, err := parent.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := parent.Start(); err != nil {
+				t.Fatal(err)
+			}
+			line, _ := bufio.NewReader(out).ReadString('\n')
+			pid, err := strconv.Atoi(strings.TrimSpace(line))
+			if err != nil {
+				t.Fatalf("the helper says %q", line)
+			}
+			fd, err := unix.PidfdOpen(pid, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer unix.Close(fd)
+			if err := parent.Process.Signal(sig); err != nil {
+				t.Fatal(err)
+			}
+			_ = parent.Wait()
+			waitPidfd(t, fd)
+		})
+	}
+}
+
+// waitPidfd waits for the end of a process that is not ours to wait for.
+func waitPidfd(t *testing.T, fd int) {
+	t.Helper()
+	for {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 60_000)
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			t.Fatal(err)
+		case n == 0:
+			t.Fatal("QEMU outlived its parent by a minute")
+		default:
+			return
+		}
+	}
+}

@@ -1,0 +1,186 @@
+package vmm
+
+import (
+	"flag"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+func mac(s string) net.HardwareAddr {
+	m, err := net.ParseMAC(s)
+	if err != nil {
+		panic(err)
+	}
+	return m
+}
+
+var (
+	mac1 = mac("52:54:00:00:00:01")
+	mac2 = mac("52:54:00:00:00:02")
+)
+
+// specs are machines of every kind; testdata/args holds their arguments.
+var specs = map[string]Spec{
+	"zero": {},
+	"bios-rom": {
+		Name: "guest0", NICs: []NIC{{MAC: mac1, BootIndex: 1}},
+	},
+	"bios-e1000-pcap": {
+		Machine: "pc", CPUs: 2, MemoryMiB: 512,
+		NICs: []NIC{{Model: "e1000", MAC: mac1, BootIndex: 1, Pcap: "/tmp/a,b.pcap"}},
+	},
+	"uefi-no-rom": {
+		UEFI: UEFI{Code: "/usr/share/OVMF/OVMF_CODE_4M.fd", Vars: "/usr/share/OVMF/OVMF_VARS_4M.fd"},
+		NICs: []NIC{{MAC: mac1, ROM: ROMNone, BootIndex: 1}},
+	},
+	"ipxe-kernel": {
+		Kernel: "/usr/lib/ipxe/ipxe.lkrn", InitrdData: []byte("#!ipxe\nshell\n"),
+		NICs: []NIC{{MAC: mac1, ROM: ROMNone}},
+	},
+	"direct": {
+		Kernel: "/boot/vmlinuz", Initrd: "/boot/initrd,1", Append: "console=ttyS0 quiet",
+	},
+	"kvm": {Accel: AccelKVM},
+	"kvm-cpu": {
+		Accel: AccelKVM, CPU: "Nehalem,-sse4.2", Machine: "pc-q35-7.2,smm=on", OnPanic: PanicPauses,
+	},
+	"all-descriptors": {
+		Name: "a,b",
+		UEFI: UEFI{Code: "/fw/code,1.fd", Vars: "/fw/vars.fd"},
+		NICs: []NIC{
+			{MAC: mac1, BootIndex: 2},
+			{Model: "rtl8139", MAC: mac2, ROM: "/roms/a,b.rom", BootIndex: 1},
+		},
+		Kernel: "/k", InitrdData: []byte("x"),
+		Extra: []string{"-device", "usb-ehci", "-trace", "net*"},
+	},
+}
+
+func TestArgs(t *testing.T) {
+	for name, spec := range specs {
+		t.Run(name, func(t *testing.T) {
+			args, err := spec.Args()
+			if err != nil {
+				t.Fatal(err)
+			}
+			// One option with its value on each line, as people read them.
+			var got strings.Builder
+			for i, a := range args {
+				if i > 0 {
+					if strings.HasPrefix(a, "-") {
+						got.WriteString("\n")
+					} else {
+						got.WriteString(" ")
+					}
+				}
+				got.WriteString(shellWord(a))
+			}
+			got.WriteString("\n")
+			golden := filepath.Join("testdata", "args", name)
+			if *update {
+				if err := os.MkdirAll(filepath.Dir(golden), 0o755); err != nil {
+					t.Fatal(err)
+				}
+				if err := os.WriteFile(golden, []byte(got.String()), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(golden)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got.String() != string(want) {
+				t.Errorf("got\n%swant\n%s", &got, want)
+			}
+		})
+	}
+}
+
+// Start passes as many descriptors as the arguments name.
+func TestArgsNameEveryDescriptor(t *testing.T) {
+	for name, spec := range specs {
+		args, err := spec.Args()
+		if err != nil {
+			t.Fatal(err)
+		}
+		all := strings.Join(args, " ") + " "
+		l := spec.layout()
+		for fd := firstFD; fd < firstFD+l.count; fd++ {
+			named := false
+			for _, form := range []string{"fd=%", "/proc/self/fd/%"} {
+				f := strings.ReplaceAll(form, "%", string(rune('0'+fd)))
+				named = named || strings.Contains(all, f+" ") || strings.Contains(all, f+",")
+			}
+			if !named {
+				t.Errorf("%s: descriptor %d is passed and not used: %s", name, fd, all)
+			}
+		}
+	}
+}
+
+func TestArgsRefuse(t *testing.T) {
+	uefi := UEFI{Code: "/code", Vars: "/vars"}
+	for _, tt := range []struct {
+		name string
+		spec Spec
+		want string
+	}{
+		{"auto", Spec{Accel: AccelAuto}, "resolve it"},
+		{"other accelerator", Spec{Accel: "xen"}, "use kvm or tcg"},
+		{"host CPU without KVM", Spec{CPU: "host,-avx"}, "use max"},
+		{"CPUs", Spec{CPUs: -1}, "1 or more"},
+		{"memory", Spec{MemoryMiB: -1}, "positive"},
+		{"variables only", Spec{UEFI: UEFI{Vars: "/vars"}}, "name both"},
+		{"code only", Spec{UEFI: UEFI{Code: "/code"}}, "name both"},
+		{"append without kernel", Spec{Append: "quiet"}, "name a kernel"},
+		{"initrd without kernel", Spec{Initrd: "/i"}, "name a kernel"},
+		{"data without kernel", Spec{InitrdData: []byte("x")}, "name a kernel"},
+		{"two initrds", Spec{Kernel: "/k", Initrd: "/i", InitrdData: []byte("x")}, "leave one out"},
+		{"no MAC", Spec{NICs: []NIC{{}}}, "NIC 0: it needs a MAC"},
+		{"group MAC", Spec{NICs: []NIC{{MAC: mac("01:00:5e:00:00:01")}}}, "first byte even"},
+		{"zero MAC", Spec{NICs: []NIC{{MAC: make(net.HardwareAddr, 6)}}}, "choose one"},
+		{"same MAC", Spec{UEFI: uefi, NICs: []NIC{{MAC: mac1}, {MAC: mac1}}}, "NIC 1: 52:54:00:00:00:01 is the MAC address of NIC 0"},
+		{"negative boot index", Spec{NICs: []NIC{{MAC: mac1, BootIndex: -1}}}, "use 1 or more"},
+		{"same boot index", Spec{NICs: []NIC{{MAC: mac1, BootIndex: 1}, {MAC: mac2, BootIndex: 1}}}, "boot index 1 is that of NIC 0"},
+		{"NUL", Spec{Kernel: "/k", Append: "a\x00b"}, "NUL"},
+		{"NUL in a NIC", Spec{NICs: []NIC{{MAC: mac1, ROM: "a\x00b"}}}, "NUL"},
+		{"daemonize", Spec{Extra: []string{"-daemonize"}}, "leave it out"},
+		{"no-reboot", Spec{Extra: []string{"--no-reboot"}}, "leave it out"},
+	} {
+		args, err := tt.spec.Args()
+		if err == nil || args != nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: %v, %v; want an error with %q", tt.name, args, err, tt.want)
+		}
+	}
+}
+
+func TestArgsKeepExtraLast(t *testing.T) {
+	spec := Spec{Extra: []string{"-m", "64"}}
+	args, err := spec.Args()
+	if err != nil || !slices.Equal(args[len(args)-2:], spec.Extra) {
+		t.Errorf("%q, %v", args, err)
+	}
+}
+
+func TestShellQuote(t *testing.T) {
+	words := []string{"qemu", "", "a b", "it's", "$HOME", "a,b=c", "back\\slash", "tab\tnewline\n", "*", "ü", "-append", `"quoted"`}
+	line := ShellQuote(words)
+	out, err := exec.Command("sh", "-c", "for w in "+line+"; do printf '%s\\0' \"$w\"; done").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := strings.Split(strings.TrimSuffix(string(out), "\x00"), "\x00")
+	if !slices.Equal(got, words) {
+		t.Errorf("%s\nis read as %q\nwant       %q", line, got, words)
+	}
+	if got := ShellQuote([]string{"qemu-system-x86_64", "-m", "1024"}); got != "qemu-system-x86_64 -m 1024" {
+		t.Errorf("plain words are quoted: %s", got)
+	}
+}
