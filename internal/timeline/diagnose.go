@@ -8,12 +8,22 @@ type Diagnosis struct {
 	Cause string // one sentence, with the next step
 }
 
+// Restarts is how often a machine may restart on its way: firmware does so after
+// it has changed its settings. One that restarts more often gets nowhere.
+const Restarts = 3
+
 // Diagnose explains a boot that did not become ready, from its steps and the
 // last lines of its console.
 func Diagnose(steps []Step, console []string) Diagnosis {
 	d := Diagnosis{Stage: Start}
 	reached := map[Stage]bool{}
+	starts := 0
 	for _, s := range steps {
+		if s.Stage == Firmware {
+			if starts++; starts > 1 {
+				continue // a restart: the stage before it is what matters
+			}
+		}
 		reached[s.Stage] = true
 		if s.Stage != Exit {
 			d.Stage = s.Stage
@@ -21,6 +31,10 @@ func Diagnose(steps []Step, console []string) Diagnosis {
 	}
 	if cause := fromConsole(console); cause != "" {
 		d.Cause = cause
+		return d
+	}
+	if starts > Restarts {
+		d.Cause = "the machine restarts again and again after this stage: what it starts then crashes"
 		return d
 	}
 	if s, ok := lastTransfer(steps); ok {
