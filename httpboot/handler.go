@@ -1,0 +1,308 @@
+package httpboot
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"net/http"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/every-channel/ecboot/internal/boot"
+	"github.com/every-channel/ecboot/internal/timeline"
+)
+
+// maxReport is the size in bytes of the largest phone-home.
+const maxReport = 4 << 10
+
+// ServeHTTP answers one request. It is no ServeMux, which redirects //file to
+// /file: firmware follows no redirects, and shim asks with two slashes.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	path, ok := splitPath(r.URL.Path)
+	if !ok {
+		refuse(w, http.StatusBadRequest, "no such path is ever served")
+		return
+	}
+	read := []string{http.MethodGet, http.MethodHead}
+	switch {
+	case len(path) == 0:
+		if allow(w, r, read...) {
+			s.serveIndex(w)
+		}
+	case path[0] == "ipxe" && len(path) == 2:
+		if mac, ok := macOf(w, path[1]); ok && allow(w, r, read...) {
+			s.serveScript(w, r, mac)
+		}
+	case path[0] == "profile" && len(path) == 3:
+		if allow(w, r, read...) {
+			s.serveArtifact(w, r, path[1], path[2])
+		}
+	case path[0] == "nbp" && len(path) > 1:
+		if allow(w, r, read...) {
+			s.serveNBP(w, r, strings.Join(path[1:], "/"))
+		}
+	case path[0] == "phone-home" && len(path) == 2:
+		if mac, ok := macOf(w, path[1]); ok && allow(w, r, http.MethodPost) {
+			s.servePhoneHome(w, r, mac)
+		}
+	case path[0] == "failed" && len(path) == 2:
+		if mac, ok := macOf(w, path[1]); ok && allow(w, r, http.MethodGet) {
+			s.serveFailed(w, r, mac)
+		}
+	default:
+		refuse(w, http.StatusNotFound, "nothing is served here; "+s.url("/")+" lists what is")
+	}
+}
+
+// splitPath takes a decoded URL path apart. Doubled slashes and "." mean
+// nothing; ".." and what no file name contains is refused.
+func splitPath(path string) (elems []string, ok bool) {
+	if !strings.HasPrefix(path, "/") || strings.ContainsFunc(path, unicode.IsControl) {
+		return nil, false
+	}
+	for elem := range strings.SplitSeq(path, "/") {
+		if elem != "" && elem != "." {
+			elems = append(elems, elem)
+		}
+	}
+	if len(elems) > 0 && !fs.ValidPath(strings.Join(elems, "/")) {
+		return nil, false
+	}
+	return elems, true
+}
+
+// refuse answers with a sentence.
+func refuse(w http.ResponseWriter, status int, sentence string) {
+	http.Error(w, "ecboot: "+sentence, status)
+}
+
+func allow(w http.ResponseWriter, r *http.Request, methods ...string) bool {
+	if slices.Contains(methods, r.Method) {
+		return true
+	}
+	w.Header().Set("Allow", strings.Join(methods, ", "))
+	refuse(w, http.StatusMethodNotAllowed, "this takes "+strings.Join(methods, " or "))
+	return false
+}
+
+func macOf(w http.ResponseWriter, text string) (boot.MAC, bool) {
+	mac, err := boot.ParseMAC(text)
+	if err != nil {
+		refuse(w, http.StatusBadRequest, err.Error())
+	}
+	return mac, err == nil
+}
+
+func (s *Server) inventory() *boot.Inventory {
+	if inv := s.cfg.Inventory(); inv != nil {
+		return inv
+	}
+	return &boot.Inventory{}
+}
+
+// machine names who asks for the timeline.
+func (s *Server) machine(r *http.Request) string {
+	from, err := netip.ParseAddrPort(r.RemoteAddr)
+	if err != nil {
+		return r.RemoteAddr
+	}
+	if mac := s.cfg.Who(from.Addr().Unmap()); mac != "" {
+		return mac
+	}
+	return from.Addr().Unmap().String()
+}
+
+// send answers with a text that is complete: Content-Length and one write.
+func send(w http.ResponseWriter, text []byte) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.Header().Set("Content-Length", strconv.Itoa(len(text)))
+	w.Write(text)
+}
+
+// serveIndex tells someone with curl and little sleep what is here.
+func (s *Server) serveIndex(w http.ResponseWriter) {
+	inv := s.inventory()
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "This is ecboot: it boots machines over the network.\n\nProfiles (default: %s):\n", orNone(inv.Default))
+	for _, name := range slices.Sorted(maps.Keys(inv.Profiles)) {
+		p := inv.Profiles[name]
+		fmt.Fprintf(&b, "  %s\n", p.Name)
+		if p.Script != "" {
+			b.WriteString("    a script of its own\n")
+		}
+		for _, f := range append([]boot.File{p.Kernel}, p.Initrds...) {
+			if f.Name != "" {
+				fmt.Fprintf(&b, "    %s\n", s.url(artifactPath(p.Name, f.Name)))
+			}
+		}
+	}
+	b.WriteString("\nMachines and what they boot:\n")
+	macs := slices.SortedFunc(maps.Keys(inv.Machines), func(a, b boot.MAC) int { return bytes.Compare(a[:], b[:]) })
+	for _, mac := range macs {
+		m, p := inv.Lookup(mac)
+		fmt.Fprintf(&b, "  %s  %s  %s  %s\n", s.url(boot.ScriptPath(mac)), mac, orNone(m.Name), orNone(p.Name))
+	}
+	fmt.Fprintf(&b, "  %s  any other machine: %s\n", s.url("/ipxe/MAC"), orNone(inv.Default))
+	send(w, b.Bytes())
+}
+
+func orNone(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+func (s *Server) serveScript(w http.ResponseWriter, r *http.Request, mac boot.MAC) {
+	_, p := s.inventory().Lookup(mac)
+	text, err := s.script(mac, p)
+	e := timeline.Event{Machine: mac.String(), Stage: timeline.Script, Detail: p.Name}
+	switch {
+	case err != nil:
+		s.cfg.Logger.Error("profile cannot be booted", "machine", mac, "profile", p.Name, "error", err)
+		e.Phase, e.Detail = timeline.Fail, err.Error()
+	case p.Name == "":
+		s.cfg.Logger.Warn("a machine without a profile asks for its script", "machine", mac)
+		e.Phase, e.Detail = timeline.Fail, "no profile for "+mac.String()
+	}
+	if r.Method != http.MethodHead {
+		e.Bytes = int64(len(text))
+		s.cfg.Timeline.Record(e)
+	}
+	send(w, text)
+}
+
+// serveArtifact serves the kernel and the initrds of a profile. Only names that
+// the profile lists are looked at, so that no path leads anywhere else.
+func (s *Server) serveArtifact(w http.ResponseWriter, r *http.Request, profile, name string) {
+	p, ok := s.inventory().Profiles[profile]
+	if !ok {
+		refuse(w, http.StatusNotFound, "no such profile; "+s.url("/")+" lists them")
+		return
+	}
+	file, stage := p.Kernel, timeline.Kernel
+	if name != p.Kernel.Name {
+		i := slices.IndexFunc(p.Initrds, func(f boot.File) bool { return f.Name == name })
+		if i < 0 {
+			refuse(w, http.StatusNotFound, "the profile has no such file; "+s.url("/")+" lists them")
+			return
+		}
+		file, stage = p.Initrds[i], timeline.Initrd
+	}
+	t := s.transfer(w, r, stage, name)
+	f, err := os.Open(file.Path)
+	if err != nil {
+		t.refuse(fmt.Errorf("%s of profile %s: %w", stage, profile, err))
+		return
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = fmt.Errorf("%s is not a file", file.Path)
+	}
+	if err != nil {
+		t.refuse(fmt.Errorf("%s of profile %s: %w", stage, profile, err))
+		return
+	}
+	t.serve(info, f)
+}
+
+// serveNBP serves a boot program to a UEFI HTTP Boot client.
+func (s *Server) serveNBP(w http.ResponseWriter, r *http.Request, name string) {
+	t := s.transfer(w, r, timeline.HTTPBoot, name)
+	if s.cfg.NBP == nil {
+		t.refuse(&fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist})
+		return
+	}
+	f, err := s.cfg.NBP.Open(name)
+	if err != nil {
+		t.refuse(err)
+		return
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
+	}
+	if err != nil {
+		t.refuse(err)
+		return
+	}
+	content, ok := f.(io.ReadSeeker)
+	if !ok { // as in an archive
+		data, err := io.ReadAll(f)
+		if err != nil {
+			t.refuse(err)
+			return
+		}
+		content = bytes.NewReader(data)
+	}
+	t.serve(info, content)
+}
+
+// report is what a booted machine says of itself.
+type report struct {
+	Stage    string `json:"stage"`
+	UptimeMS *int64 `json:"uptime_ms"`
+}
+
+// maxUptime keeps what a stranger writes inside time.Duration.
+const maxUptime = 100 * 365 * 24 * time.Hour
+
+// parseReport is strict, so that a program that reports wrongly learns of it.
+// Its errors are sentences for the one who wrote that program.
+func parseReport(body io.Reader) (uptime time.Duration, err error) {
+	const form = `want {"stage":"userland","uptime_ms":1234}`
+	var rep report
+	dec := json.NewDecoder(body)
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&rep); err != nil {
+		return 0, fmt.Errorf("%s: %w", form, err)
+	}
+	if _, err := dec.Token(); err != io.EOF {
+		return 0, errors.New(form + ": there is more after it")
+	}
+	if rep.Stage != string(timeline.Userland) {
+		return 0, fmt.Errorf("%s: stage %q is not known", form, rep.Stage)
+	}
+	if rep.UptimeMS == nil || *rep.UptimeMS < 0 || *rep.UptimeMS > maxUptime.Milliseconds() {
+		return 0, errors.New(form + ": uptime_ms is the kernel's uptime in milliseconds")
+	}
+	return time.Duration(*rep.UptimeMS) * time.Millisecond, nil
+}
+
+func (s *Server) servePhoneHome(w http.ResponseWriter, r *http.Request, mac boot.MAC) {
+	uptime, err := parseReport(http.MaxBytesReader(w, r.Body, maxReport))
+	if err != nil {
+		refuse(w, http.StatusBadRequest, err.Error())
+		return
+	}
+	s.cfg.Logger.Info("machine is up", "machine", mac, "uptime", uptime)
+	s.cfg.Timeline.Record(timeline.Event{Machine: mac.String(), Stage: timeline.Userland, Uptime: uptime})
+	w.WriteHeader(http.StatusNoContent)
+}
+
+// serveFailed takes the report of a script of ours that could not go on.
+func (s *Server) serveFailed(w http.ResponseWriter, r *http.Request, mac boot.MAC) {
+	stage := timeline.Stage(r.URL.Query().Get("stage"))
+	if !slices.Contains([]timeline.Stage{timeline.Kernel, timeline.Initrd, timeline.Linux}, stage) {
+		refuse(w, http.StatusBadRequest, "stage is kernel, initrd or linux")
+		return
+	}
+	why := "iPXE could not go on"
+	if errno, err := strconv.ParseUint(r.URL.Query().Get("errno"), 16, 32); err == nil {
+		why += fmt.Sprintf(": see https://ipxe.org/%08x", errno)
+	}
+	s.cfg.Logger.Warn("iPXE reports a failure", "machine", mac, "stage", stage, "error", why)
+	s.cfg.Timeline.Record(timeline.Event{Machine: mac.String(), Stage: stage, Phase: timeline.Fail, Detail: why})
+	send(w, []byte("noted\n"))
+}
