@@ -84,7 +84,7 @@ func (c *cache) build(ctx context.Context, b *builder) (Image, error) {
 
 	out := filepath.Join(work, "image")
 	if err := b.build(ctx, work, out); err != nil {
-		if errors.Is(err, unix.ENOSPC) {
+		if errors.Is(err, unix.ENOSPC) || strings.Contains(err.Error(), "no space left") {
 			err = fmt.Errorf("%w; free some space below %s", err, c.dir)
 		}
 		return Image{}, fmt.Errorf("initramfs: %w", err)

@@ -91,35 +91,40 @@ const (
 	zstdMagic = "\x28\xb5\x2f\xfd"
 )
 
-// decompress returns a reader of the compressed member that r is at, which
-// leaves r behind the member's last byte when it is read to its end.
-func decompress(r *bufio.Reader) (io.ReadCloser, error) {
+// decompress returns a reader of the compressed member that r is at. After all
+// of it was read, finish moves r behind the member's last byte.
+func decompress(r *bufio.Reader) (member io.Reader, finish func() error, err error) {
 	magic, err := r.Peek(6)
 	if err != nil && len(magic) < 4 {
-		return nil, errors.New("neither a cpio archive nor a compressed one")
+		return nil, nil, errors.New("neither a cpio archive nor a compressed one")
 	}
 	switch s := string(magic); {
 	case s[:2] == gzipMagic:
 		z, err := gzip.NewReader(r)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		z.Multistream(false)
-		return z, nil
+		return z, z.Close, nil
 	case s[:4] == zstdMagic:
-		d, err := zstd.NewReader(&zstdFrame{r: r}, zstd.WithDecoderConcurrency(1),
+		frame := &zstdFrame{r: r}
+		d, err := zstd.NewReader(frame, zstd.WithDecoderConcurrency(1),
 			zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxZstdWindow))
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
-		return d.IOReadCloser(), nil
+		return d, func() error {
+			d.Close()
+			_, err := io.Copy(io.Discard, frame) // an error if the frame is not whole
+			return err
+		}, nil
 	default:
 		for _, f := range foreign {
 			if len(s) >= len(f.magic) && s[:len(f.magic)] == f.magic {
-				return nil, fmt.Errorf("compressed by %s; unpack it, or use zstd or gzip", f.name)
+				return nil, nil, fmt.Errorf("compressed by %s; unpack it, or use zstd or gzip", f.name)
 			}
 		}
-		return nil, errors.New("neither a cpio archive nor a compressed one")
+		return nil, nil, errors.New("neither a cpio archive nor a compressed one")
 	}
 }
 

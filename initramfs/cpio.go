@@ -49,7 +49,7 @@ func List(path string) ([]Entry, error) {
 const (
 	maxName     = 4096 // the kernel's PATH_MAX
 	maxEntries  = 1 << 20
-	maxUnpacked = 16 << 30 // bytes
+	maxUnpacked = 4 << 30 // bytes
 )
 
 const (
@@ -90,12 +90,16 @@ type scanner struct {
 }
 
 // compressed reads the compressed member at br.
-func (s *scanner) compressed(br *bufio.Reader) error {
-	z, err := decompress(br)
+func (s *scanner) compressed(br *bufio.Reader) (err error) {
+	z, finish, err := decompress(br)
 	if err != nil {
 		return err
 	}
-	defer z.Close()
+	defer func() {
+		if end := finish(); err == nil {
+			err = end
+		}
+	}()
 	inner := bufio.NewReaderSize(z, 64<<10)
 	if err := s.archives(inner); err != nil {
 		return err
@@ -105,9 +109,7 @@ func (s *scanner) compressed(br *bufio.Reader) error {
 	} else if err != io.EOF {
 		return err
 	}
-	// The decoder may stop short of the member's own end.
-	_, err = io.Copy(io.Discard, z)
-	return err
+	return nil
 }
 
 // archives reads cpio archives and zero bytes until something else begins.

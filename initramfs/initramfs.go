@@ -36,8 +36,7 @@ type Spec struct {
 	// u-root's init comes by itself with any other command.
 	Commands []string
 
-	// BuildTags are given to the Go compiler. u-root's commands know some that
-	// leave features out; see DefaultSpec.
+	// BuildTags are given to the Go compiler; nil is DefaultBuildTags.
 	BuildTags []string
 
 	// Layers are cpio archives (bare or compressed by gzip or zstd) and
@@ -81,17 +80,23 @@ type Image struct {
 	Took   time.Duration
 }
 
+// DefaultBuildTags returns the tags for commands that are small, and for a shell
+// that leaves editing to the terminal: gosh's own line editor draws a line anew
+// for every key, and its other one (goshliner) does not let Ctrl-C through to
+// commands. An empty list, not nil, gives that editor with its history.
+func DefaultBuildTags() []string { return []string{"goshsmall", "grpcnotrace"} }
+
 // DefaultSpec is the system that ecboot carries inside: a shell and what one
 // needs to look around on a machine that has just booted.
 func DefaultSpec() Spec {
 	return Spec{
 		Commands: []string{
 			"cat", "chmod", "cp", "date", "dd", "df", "dhclient", "dmesg", "echo", "find", "free",
-			"gosh", "grep", "gzip", "head", "hexdump", "hostname", "init", "insmod", "ip", "kexec",
+			"gosh", "grep", "gzip", "head", "hexdump", "hostname", "id", "insmod", "ip", "kexec",
 			"kill", "ln", "ls", "lsmod", "mkdir", "mknod", "mount", "mv", "netcat", "pci", "ping",
-			"poweroff", "ps", "pwd", "rm", "rmmod", "shasum", "shutdown", "sleep", "sort", "stty",
-			"switch_root", "sync", "tail", "tar", "tee", "touch", "tr", "umount", "uname", "uptime",
-			"wc", "wget",
+			"poweroff", "printenv", "ps", "pwd", "rm", "rmmod", "shasum", "shutdown", "sleep", "sort", "stty",
+			"switch_root", "sync", "tail", "tar", "tee", "touch", "tr", "tty", "umount", "uname", "uptime",
+			"wc", "wget", "which",
 		},
 	}
 }
@@ -103,13 +108,18 @@ func Build(ctx context.Context, spec Spec, opts Options) (Image, error) {
 	if opts.CacheDir == "" {
 		return Image{}, errors.New("initramfs: no cache directory given")
 	}
-	spec, err := spec.normal()
+	dir, err := filepath.Abs(opts.CacheDir) // the compilers run elsewhere
 	if err != nil {
 		return Image{}, err
 	}
-	b := &builder{spec: spec, log: log}
-	if err := b.prepare(ctx); err != nil {
+	opts.CacheDir = dir
+	spec, err = spec.normal()
+	if err != nil {
 		return Image{}, err
+	}
+	b, err := newBuilder(ctx, spec, log)
+	if err != nil {
+		return Image{}, fmt.Errorf("initramfs: %w", err)
 	}
 	c, err := openCache(opts)
 	if err != nil {
@@ -135,6 +145,9 @@ func (s Spec) normal() (Spec, error) {
 	s.Compression = cmp.Or(s.Compression, Zstd)
 	if err := s.Compression.check(s.Level); err != nil {
 		return s, fmt.Errorf("initramfs: %w", err)
+	}
+	if s.BuildTags == nil {
+		s.BuildTags = DefaultBuildTags()
 	}
 	files := make(map[string]string, len(s.Files))
 	for dst, src := range s.Files {

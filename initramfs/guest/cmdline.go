@@ -43,14 +43,14 @@ func splitCmdline(text string) []string {
 			b.Reset()
 		}
 	}
-	for _, r := range text {
+	for _, c := range []byte(text) {
 		switch {
-		case r == '"':
+		case c == '"':
 			quoted = !quoted
-		case !quoted && strings.ContainsRune(" \t\r\n", r):
+		case !quoted && strings.IndexByte(" \t\r\n", c) >= 0:
 			end()
 		default:
-			b.WriteRune(r)
+			b.WriteByte(c)
 		}
 	}
 	end()

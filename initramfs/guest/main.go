@@ -22,7 +22,7 @@ import (
 const (
 	// reportBudget bounds the way from the marker to the result line when a
 	// server waits for a report.
-	reportBudget = 30 * time.Second
+	reportBudget = 20 * time.Second
 	// idleBudget is for machines that nobody waits for: their user wants the
 	// shell, with a network if there is one.
 	idleBudget = 3 * time.Second
@@ -59,6 +59,9 @@ func main() {
 		}
 	}
 	cancel()
+	if err := loopbackUp(); err != nil {
+		fmt.Printf("ecboot: %v\n", err)
+	}
 
 	if cmd.powerOff {
 		unix.Sync()

@@ -44,14 +44,9 @@ func choose(nics []nic, bootIF net.HardwareAddr) (i int, ok bool) {
 	return 0, false
 }
 
-// configure brings up lo and one NIC with the address, routes, name servers and
+// configure brings up one NIC with the address, routes, name servers and
 // host name that a DHCP server gives.
 func configure(ctx context.Context, bootIF net.HardwareAddr) error {
-	if lo, err := netlink.LinkByName("lo"); err == nil {
-		if err := netlink.LinkSetUp(lo); err != nil {
-			return fmt.Errorf("lo: %w", err)
-		}
-	}
 	link, err := waitForLink(ctx, bootIF)
 	if err != nil {
 		return err
@@ -63,6 +58,18 @@ func configure(ctx context.Context, bootIF net.HardwareAddr) error {
 	}
 	if err := apply(link, ack); err != nil {
 		return fmt.Errorf("%s: %w", name, err)
+	}
+	return nil
+}
+
+// loopbackUp is what a system without any other network needs as well.
+func loopbackUp() error {
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return fmt.Errorf("lo: %w", err)
+	}
+	if err := netlink.LinkSetUp(lo); err != nil {
+		return fmt.Errorf("lo: %w", err)
 	}
 	return nil
 }
@@ -96,7 +103,8 @@ func waitForLink(ctx context.Context, bootIF net.HardwareAddr) (netlink.Link, er
 		nics := make([]nic, len(links))
 		for i, l := range links {
 			a := l.Attrs()
-			nics[i] = nic{a.Name, a.HardwareAddr, a.RawFlags&unix.IFF_RUNNING != 0}
+			// IFF_RUNNING says the same up to a second later.
+			nics[i] = nic{a.Name, a.HardwareAddr, a.RawFlags&unix.IFF_LOWER_UP != 0}
 		}
 		if i, ok := choose(nics, bootIF); ok {
 			return links[i], nil
@@ -131,10 +139,17 @@ func names(nics []nic) string {
 	return strings.Join(list, ", ")
 }
 
-// lease does the four-way exchange of RFC 2131 until ctx ends.
+// A NIC often loses the first packet after its link came up, so the first wait
+// for an answer is short. The client doubles it each time, so that seven of them
+// outlast reportBudget.
+const (
+	firstWait = 250 * time.Millisecond
+	waits     = 7
+)
+
+// lease does the four-way exchange of RFC 2131.
 func lease(ctx context.Context, ifname string, mac net.HardwareAddr) (*dhcpv4.DHCPv4, error) {
-	client, err := nclient4.New(ifname, nclient4.WithHWAddr(mac),
-		nclient4.WithTimeout(time.Second), nclient4.WithRetry(int(reportBudget/time.Second)))
+	client, err := nclient4.New(ifname, nclient4.WithHWAddr(mac), nclient4.WithTimeout(firstWait), nclient4.WithRetry(waits))
 	if err != nil {
 		return nil, err
 	}

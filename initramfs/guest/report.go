@@ -32,20 +32,25 @@ func report(ctx context.Context, target string, uptime time.Duration) error {
 		return fmt.Errorf("%q is not an http:// address", target)
 	}
 	body := fmt.Sprintf(`{"stage":"userland","uptime_ms":%d}`, uptime.Milliseconds())
+	var failed error
 	for pause := firstPause; ; pause = min(2*pause, longestPause) {
 		status, err := post(ctx, u, body)
 		switch {
 		case err == nil && status/100 == 2:
 			return nil
-		case err == nil && status/100 != 5:
-			return fmt.Errorf("%s answered %d", u.Host, status)
 		case err == nil:
 			err = fmt.Errorf("%s answered %d", u.Host, status)
+			if status/100 != 5 {
+				return err
+			}
+		}
+		if ctx.Err() == nil || failed == nil {
+			failed = err // unless it only says that time is up
 		}
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
-			return err
+			return failed
 		}
 	}
 }
