@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -17,14 +18,19 @@ import (
 // Extracted are the images of a Set as files.
 type Extracted struct {
 	paths map[string]string
-	nbps  map[string]string
+	nbps  nbpFS
 }
+
+// unused is how long an extracted image stays that no Set asked for: those of
+// the ecboot before an update.
+const unused = 30 * 24 * time.Hour
 
 // Extract writes the images below dir, each as SHA256/NAME, unless they are
 // there already with the right contents. A file appears whole or not at all, so
-// any number of processes may share dir.
+// any number of processes may share dir. Images of other Sets that were not
+// used for a month are removed from it.
 func (s *Set) Extract(dir string) (*Extracted, error) {
-	e := &Extracted{paths: map[string]string{}, nbps: map[string]string{}}
+	e := &Extracted{paths: map[string]string{}, nbps: nbpFS{}}
 	wrote := false
 	for _, i := range s.images {
 		p := filepath.Join(dir, i.SHA256, i.Name)
@@ -41,11 +47,32 @@ func (s *Set) Extract(dir string) (*Extracted, error) {
 		if i.Kind == NBP {
 			e.nbps[i.Name] = p
 		}
+		now := time.Now()
+		_ = os.Chtimes(filepath.Dir(p), now, now)
 	}
 	if wrote {
 		dropImagePages()
+		removeUnused(dir, time.Now().Add(-unused))
 	}
 	return e, nil
+}
+
+// removeUnused removes what nobody has used since the time given. It is only
+// about disk space, so failures pass.
+func removeUnused(dir string, since time.Time) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return
+	}
+	for _, e := range entries {
+		sum, err := hex.DecodeString(e.Name())
+		if err != nil || len(sum) != sha256.Size {
+			continue // not ours
+		}
+		if info, err := e.Info(); err == nil && info.IsDir() && info.ModTime().Before(since) {
+			_ = os.RemoveAll(filepath.Join(dir, e.Name()))
+		}
+	}
 }
 
 // Path returns the file that holds the image called name, "" when there is none.
@@ -71,6 +98,14 @@ func (s *Set) extract(i Image, p string) error {
 	dir := filepath.Dir(p)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
+	}
+	// What a process that was killed here left.
+	if stale, _ := filepath.Glob(filepath.Join(dir, ".new-*")); len(stale) > 0 {
+		for _, f := range stale {
+			if info, err := os.Lstat(f); err == nil && time.Since(info.ModTime()) > time.Hour {
+				_ = os.Remove(f)
+			}
+		}
 	}
 	tmp, err := os.CreateTemp(dir, ".new-*")
 	if err != nil {

@@ -8,8 +8,9 @@ import (
 
 // FS serves the network boot programs, and nothing else, under their names. It
 // has no directories.
-func (e *Extracted) FS() fs.FS { return nbpFS(e.nbps) }
+func (e *Extracted) FS() fs.FS { return e.nbps }
 
+// nbpFS is name → path.
 type nbpFS map[string]string
 
 func (f nbpFS) Open(name string) (fs.File, error) {

@@ -4,7 +4,9 @@
 package images
 
 import (
+	"crypto/sha256"
 	"embed"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -94,6 +96,9 @@ func Open(fsys fs.FS) (*Set, error) {
 		return nil, fmt.Errorf("images: %s has schema %d, not %d; run `make` again", ManifestName, m.Schema, ManifestSchema)
 	}
 	for _, i := range m.Images {
+		if sum, err := hex.DecodeString(i.SHA256); err != nil || len(sum) != sha256.Size {
+			return nil, fmt.Errorf("images: %s: %q is no SHA-256", ManifestName, i.SHA256)
+		}
 		info, err := fs.Stat(fsys, i.Name)
 		if err != nil || strings.Contains(i.Name, "/") {
 			return nil, fmt.Errorf("images: %s names %q, which is not there; run `make` again", ManifestName, i.Name)
