@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -249,6 +250,79 @@ func needFile(t *testing.T, path, pkg string) string {
 		t.Skipf("%s is missing: install the package %s", path, pkg)
 	}
 	return path
+}
+
+// tap makes a tap in a network of its own, where nobody answers.
+func tap(t *testing.T) *os.File {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("making a tap needs root")
+	}
+	type result struct {
+		file *os.File
+		err  error
+	}
+	made := make(chan result)
+	go func() {
+		// The thread is left in its network and ends with this goroutine.
+		runtime.LockOSThread()
+		f, err := newTap()
+		made <- result{f, err}
+	}()
+	r := <-made
+	if r.err != nil {
+		t.Fatal(r.err)
+	}
+	t.Cleanup(func() { r.file.Close() })
+	return r.file
+}
+
+func newTap() (*os.File, error) {
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		return nil, err
+	}
+	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), "tap")
+	req, err := unix.NewIfreq("tap0")
+	if err != nil {
+		return f, err
+	}
+	req.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
+	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, req); err != nil {
+		return f, err
+	}
+	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return f, err
+	}
+	defer unix.Close(s)
+	req.SetUint16(unix.IFF_UP)
+	return f, unix.IoctlIfreq(s, unix.SIOCSIFFLAGS, req)
+}
+
+func TestNICBootsAndIsCaptured(t *testing.T) {
+	pcap := filepath.Join(t.TempDir(), "a,b.pcap")
+	m, _ := start(t, Spec{MemoryMiB: 128, NICs: []NIC{{MAC: mac2, BootIndex: 1, Pcap: pcap}}}, Options{Taps: []*os.File{tap(t)}})
+	expect(t, m, regexp.QuoteMeta("Configuring (net0 "+mac2.String()+")..."))
+	m.Kill()
+	<-m.Done()
+	packets, err := os.ReadFile(pcap)
+	if err != nil || !bytes.Contains(packets, mac2) {
+		t.Errorf("no packet of the guest among the %d bytes captured (%v)", len(packets), err)
+	}
+}
+
+func TestNICModels(t *testing.T) {
+	for _, nic := range []NIC{{Model: "e1000"}, {Model: "e1000e"}, {Model: "rtl8139"}, {Model: "vmxnet3"}, {ROM: ROMNone}} {
+		nic.MAC, nic.BootIndex = mac1, 1
+		m, _ := start(t, Spec{MemoryMiB: 64, NICs: []NIC{nic}}, Options{Taps: []*os.File{tap(t)}})
+		expect(t, m, "SeaBIOS")
+		m.Kill()
+		<-m.Done()
+	}
 }
 
 func TestUEFIWritesItsVariables(t *testing.T) {
