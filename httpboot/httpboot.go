@@ -211,7 +211,7 @@ func (s *Server) Run(ctx context.Context) error {
 	close(s.ready)
 	err := s.http.Serve(s.listener)
 	if cancel() {
-		return fmt.Errorf("%s: %w", s, err)
+		return err
 	}
 	<-stopped
 	return nil

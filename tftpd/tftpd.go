@@ -214,7 +214,7 @@ func (s *Server) Run(ctx context.Context) error {
 	close(s.ready)
 	err := s.tftp.Serve(s.conn)
 	if cancel() {
-		return fmt.Errorf("%s: %w", s, err)
+		return err
 	}
 	<-stopped
 	return nil
