@@ -6,6 +6,7 @@ package main
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -65,9 +66,15 @@ func run(ctx context.Context, out, cache string) error {
 	if err != nil {
 		return err
 	}
+	vmlinuz := filepath.Join(kernel.Dir, "vmlinuz")
+	release, err := linuxRelease(vmlinuz)
+	if err != nil {
+		return err
+	}
 	if err := add(images.Image{
-		Name: images.KernelName, Kind: images.Kernel, Origin: kernel.Path + " " + kernel.Version, Licence: "GPL-2.0-only",
-	}, filepath.Join(kernel.Dir, "vmlinuz")); err != nil {
+		Name: images.KernelName, Kind: images.Kernel, Licence: "GPL-2.0-only",
+		Origin: fmt.Sprintf("Linux %s, %s %s", release, kernel.Path, kernel.Version),
+	}, vmlinuz); err != nil {
 		return err
 	}
 
@@ -81,12 +88,12 @@ func run(ctx context.Context, out, cache string) error {
 		return err
 	}
 	if err := add(images.Image{
-		Name: images.InitrdName, Kind: images.Initrd, Origin: uroot.Path + " " + uroot.Version, Licence: "BSD-3-Clause AND Apache-2.0",
+		Name: images.InitrdName, Kind: images.Initrd, Origin: "u-root, " + uroot.Path + " " + uroot.Version, Licence: "Apache-2.0 AND BSD-3-Clause AND MIT AND CC0-1.0",
 	}, img.Path); err != nil {
 		return err
 	}
 
-	ipxe := "Debian package ipxe"
+	ipxe := "iPXE, Debian package ipxe"
 	if version, err := exec.CommandContext(ctx, "dpkg-query", "-W", "-f", "${Version}", "ipxe").Output(); err == nil {
 		ipxe += " " + string(version)
 	}
@@ -109,6 +116,29 @@ func writeManifest(out string, list []images.Image) error {
 		return err
 	}
 	return replace(filepath.Join(out, images.ManifestName), append(text, '\n'))
+}
+
+// linuxRelease reads the release out of a bzImage, where the boot protocol says
+// that it is (field kernel_version at 0x20e, Documentation/arch/x86/boot.rst).
+func linuxRelease(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	var at [2]byte
+	if _, err := f.ReadAt(at[:], 0x20e); err != nil {
+		return "", fmt.Errorf("%s: %w", path, err)
+	}
+	text := make([]byte, 64)
+	if _, err := f.ReadAt(text, int64(binary.LittleEndian.Uint16(at[:]))+0x200); err != nil {
+		return "", fmt.Errorf("%s: %w", path, err)
+	}
+	release, _, ok := strings.Cut(string(text), " ")
+	if !ok {
+		return "", fmt.Errorf("%s names no release", path)
+	}
+	return release, nil
 }
 
 type moduleInfo struct{ Path, Version, Dir string }
