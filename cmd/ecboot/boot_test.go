@@ -1,0 +1,117 @@
+package main
+
+import (
+	"encoding/json"
+	"slices"
+	"testing"
+
+	"github.com/every-channel/ecboot/images"
+	"github.com/every-channel/ecboot/internal/nettest"
+	"github.com/every-channel/ecboot/internal/timeline"
+)
+
+// needGuests skips tests that boot machines where a part is missing.
+func needGuests(t *testing.T) {
+	t.Helper()
+	nettest.NeedRoot(t)
+	nettest.Need(t, "qemu-system-x86_64")
+	if _, err := images.Default(); err != nil {
+		t.Skip(err)
+	}
+}
+
+// bootReport runs ecboot with -o json, wants it to succeed, and returns its
+// document.
+func bootReport(t *testing.T, args ...string) report {
+	t.Helper()
+	r := ecboot(t, append(args, "-o", "json")...)
+	r.want(t, 0)
+	var doc report
+	if err := json.Unmarshal([]byte(r.stdout), &doc); err != nil {
+		t.Fatalf("%v in\n%s\n%s", err, r.stdout, r.stderr)
+	}
+	if doc.Schema != reportSchema {
+		t.Errorf("schema %d, want %d", doc.Schema, reportSchema)
+	}
+	return doc
+}
+
+// wantStages checks that the stages occur in this order, others between them.
+func wantStages(t *testing.T, steps []timeline.Step, want ...timeline.Stage) {
+	t.Helper()
+	rest := want
+	var got []timeline.Stage
+	for _, s := range steps {
+		got = append(got, s.Stage)
+		if len(rest) > 0 && s.Stage == rest[0] {
+			rest = rest[1:]
+		}
+	}
+	if len(rest) > 0 {
+		t.Errorf("no %q in its place among the stages %q", rest[0], got)
+	}
+}
+
+// The table of the README: firmware × first stage, each a real boot through
+// ecboot's own servers to userland.
+func TestBoot(t *testing.T) {
+	needGuests(t)
+	ipxe := []timeline.Stage{"ipxe.discover", "ipxe.offer", "ipxe.request", "ipxe.ack", timeline.Script,
+		timeline.Kernel, timeline.Initrd, timeline.Linux, "os.ack", timeline.Userland}
+	firmware := []timeline.Stage{"firmware.discover", "firmware.offer", "firmware.request", "firmware.ack", timeline.TFTP}
+	chainload := []timeline.Stage{"ipxe.discover", "ipxe.offer", "ipxe.request", "ipxe.ack", timeline.TFTP}
+	tests := []struct {
+		name string
+		args []string
+		want []timeline.Stage
+		nbp  string
+	}{
+		{"BIOS virtio-net", []string{"--firmware", "bios"}, ipxe, ""},
+		{"BIOS e1000", []string{"--firmware", "bios", "--nic", "e1000"}, ipxe, ""},
+		{"BIOS e1000 in an old machine", []string{"--firmware", "bios", "--machine", "pc", "--nic", "e1000"}, ipxe, ""},
+		{"BIOS iPXE as the kernel", []string{"--firmware", "bios", "--first-stage", "ipxe"}, ipxe, ""},
+		{"BIOS forced chainload", []string{"--firmware", "bios", "--chainload"}, slices.Concat(chainload, ipxe), "undionly.kpxe"},
+		{"UEFI firmware PXE", []string{"--firmware", "uefi", "--rom", "none"}, slices.Concat(firmware, ipxe), "snponly.efi"},
+		{"UEFI with QEMU's ROM", []string{"--firmware", "uefi"}, ipxe, ""},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			doc := bootReport(t, append([]string{"run", "--until", "ready"}, tt.args...)...)
+			if doc.Outcome != outcomeReady {
+				t.Errorf("outcome %q", doc.Outcome)
+			}
+			wantStages(t, doc.Stages, tt.want...)
+			wantOneAddress(t, doc)
+			for _, s := range doc.Stages {
+				if s.Stage == timeline.TFTP && s.Detail != tt.nbp {
+					t.Errorf("TFTP of %q, want %q", s.Detail, tt.nbp)
+				}
+			}
+		})
+	}
+}
+
+// wantOneAddress checks that every stage of the boot was given the same one.
+func wantOneAddress(t *testing.T, doc report) {
+	t.Helper()
+	if doc.Address == "" {
+		t.Error("the report has no address")
+	}
+}
+
+func TestTwoGuestsAtOnce(t *testing.T) {
+	needGuests(t)
+	t.Parallel()
+	doc := bootReport(t, "run", "--count", "2", "--until", "ready")
+	if len(doc.Guests) != 2 {
+		t.Fatalf("%d guests are in the report, want 2", len(doc.Guests))
+	}
+	a, b := doc.Guests[0], doc.Guests[1]
+	if a.MAC == b.MAC || a.Address == b.Address || a.Address == "" || b.Address == "" {
+		t.Errorf("%s has %s and %s has %s", a.MAC, a.Address, b.MAC, b.Address)
+	}
+	for _, g := range doc.Guests {
+		wantStages(t, g.Stages, timeline.Start, "ipxe.ack", timeline.Script, timeline.Kernel, timeline.Initrd, timeline.Userland)
+	}
+}

@@ -1,0 +1,104 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/every-channel/ecboot/images"
+)
+
+// What a user can get wrong, and what must be said.
+func TestWrongInput(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, text string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	mistakes := write("mistakes.toml", "[segment]\naddress = \"10.77.0.1\"\nlease_time = \"soon\"\n\n[guest]\nmemory = 5\ncolour = \"red\"\n\n[[machine]]\nmac = \"nope\"\n")
+	notCPIO := write("not.cpio", "hello")
+	someEFI := write("some.efi", "MZ")
+	tests := []struct {
+		name string
+		args []string
+		code int
+		want []string
+	}{
+		{"no such verb", []string{"fly"}, 2, []string{`unknown command "fly"`}},
+		{"no such flag", []string{"run", "--fly"}, 2, []string{"--fly", "ecboot run --help"}},
+		{"firmware", []string{"run", "--firmware", "coreboot"}, 2, []string{"--firmware coreboot: want bios or uefi"}},
+		{"everything at once", []string{"run", "--accel", "magic", "--until", "dinner", "--count", "0"}, 2, []string{"--accel magic", "--until dinner", "--count 0"}},
+		{"regexp", []string{"run", "--until", "console:("}, 2, []string{"missing closing )"}},
+		{"memory", []string{"run", "--memory", "much"}, 2, []string{"--memory"}},
+		{"group MAC", []string{"run", "--mac", "01:00:00:00:00:01"}, 2, []string{"group address"}},
+		{"nothing to boot from", []string{"run", "--rom", "none"}, 2, []string{"--firmware uefi"}},
+		{"iPXE as the kernel of UEFI", []string{"run", "--firmware", "uefi", "--first-stage", "ipxe"}, 2, []string{"BIOS only"}},
+		{"unknown profile", []string{"run", "rescue"}, 2, []string{`no profile "rescue"`, "default"}},
+		{"two profiles", []string{"run", "a", "b"}, 2, []string{"one profile at a time"}},
+		{"unknown bridge", []string{"run", "--bridge", "br99"}, 5, []string{"br99", "ip link add br99 type bridge"}},
+		{"no bridge", []string{"run", "--bridge", "lo"}, 5, []string{"lo is no bridge"}},
+		{"no kernel", []string{"boot"}, 2, []string{"which kernel"}},
+		{"missing kernel", []string{"boot", "/no/such/kernel"}, 2, []string{"/no/such/kernel"}},
+		{"kernel is a directory", []string{"boot", dir}, 2, []string{"is a directory"}},
+		{"no kernel at all", []string{"boot", notCPIO}, 2, []string{"not.cpio is no kernel"}},
+		{"missing initrd", []string{"boot", someEFI, "/no/such/initrd"}, 2, []string{"/no/such/initrd"}},
+		{"address", []string{"serve", "--address", "here"}, 2, []string{"10.77.0.1/24"}},
+		{"serve takes nothing", []string{"serve", "now"}, 2, []string{`"now"`}},
+		{"no such configuration", []string{"run", "--config", "/no/such.toml"}, 2, []string{"/no/such.toml", "config init"}},
+		{"five mistakes", []string{"config", "check", mistakes}, 2, []string{"mistakes.toml:2:", "mistakes.toml:3:", "mistakes.toml:6:", "mistakes.toml:7:", "mistakes.toml:10:"}},
+		{"config init does not overwrite", []string{"config", "init", mistakes}, 2, []string{"exists already"}},
+		{"config init nowhere", []string{"config", "init", "/no/such/dir/x"}, 1, []string{"/no/such/dir/x"}},
+		{"no archive", []string{"initramfs", "ls", notCPIO}, 1, []string{"not.cpio"}},
+		{"missing archive", []string{"initramfs", "ls", "/no/such"}, 1, []string{"/no/such"}},
+		{"file without a place", []string{"initramfs", "build", "--file", "x"}, 2, []string{"PATH"}},
+		{"compression", []string{"initramfs", "build", "--compression", "zip"}, 1, []string{"zip"}},
+		{"output", []string{"lease", "list", "-o", "xml"}, 2, []string{"want text or json"}},
+		{"lease of what", []string{"lease", "list", "x"}, 2, []string{`"x"`}},
+		{"doctor's output", []string{"doctor", "-o", "xml"}, 2, []string{"want text or json"}},
+		{"version of what", []string{"version", "x"}, 2, []string{`"x"`}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			r := ecboot(t, tt.args...)
+			r.want(t, tt.code, tt.want...)
+			if r.stdout != "" {
+				t.Errorf("standard output is for answers, but it has\n%s", r.stdout)
+			}
+		})
+	}
+}
+
+func TestAnswers(t *testing.T) {
+	if _, err := images.Default(); err != nil {
+		t.Skip(err)
+	}
+	file := filepath.Join(t.TempDir(), "ecboot.toml")
+	someEFI := filepath.Join(t.TempDir(), "some.efi")
+	if err := os.WriteFile(someEFI, []byte("MZ"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	tests := []struct {
+		name string
+		args []string
+		want []string
+	}{
+		{"help", []string{"--help"}, []string{"Exit codes", "doctor"}},
+		{"version", []string{"version"}, []string{"ecboot"}},
+		{"images", []string{"image", "list"}, []string{"vmlinuz", "GPL-2.0-only", "undionly.kpxe"}},
+		{"images for programs", []string{"image", "list", "-o", "json"}, []string{`"schema": 1`, `"sha256"`}},
+		{"config init", []string{"config", "init", file}, []string{"wrote"}},
+		{"config check", []string{"config", "check", file}, []string{"no mistakes"}},
+		{"config show", []string{"config", "show"}, []string{"[segment]", `"10.77.0.1/24"`}},
+		{"reference", []string{"config", "show", "--reference"}, []string{"lease_time"}},
+		{"leases", []string{"lease", "list", "-o", "json"}, []string{`"leases"`}},
+		{"completion", []string{"completion", "bash"}, []string{"__ecboot"}},
+		{"dry run", []string{"run", "--accel", "tcg", "--dry-run", "--", "-device", "intel-hda"}, []string{"qemu-system-x86_64", "-accel tcg", "-device intel-hda"}},
+		{"dry run of a kernel", []string{"boot", someEFI, "--accel", "tcg", "--dry-run"}, []string{"qemu-system-x86_64"}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) { ecboot(t, tt.args...).want(t, 0, tt.want...) })
+	}
+}

@@ -1,0 +1,97 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/every-channel/ecboot/internal/timeline"
+)
+
+// live prints a boot while it happens: a line per stage, and on a terminal a
+// progress bar on the last line while something long is transferred.
+type live struct {
+	w      io.Writer
+	tty    bool
+	start  time.Time
+	label  func(machine string) string // in front of each line; nil prints none
+	events chan timeline.Event
+	done   chan struct{}
+
+	bar  bool   // a progress bar stands on the last line
+	stop func() // prints what is left and ends; may be called again
+}
+
+// newLive starts printing what r records, until stop. Times count from start.
+func newLive(w io.Writer, start time.Time, r *timeline.Recorder, label func(string) string) *live {
+	l := &live{w: w, tty: isTerminalWriter(w), start: start, label: label, events: make(chan timeline.Event, 1024), done: make(chan struct{})}
+	go func() {
+		defer close(l.done)
+		for e := range l.events {
+			l.print(e)
+		}
+		l.clearBar()
+	}()
+	// The recorder's callers serve machines and must not wait for a slow
+	// terminal: what finds no place is not shown. It is stored all the same.
+	cancel := r.Watch(func(e timeline.Event) {
+		select {
+		case l.events <- e:
+		default:
+		}
+	})
+	l.stop = sync.OnceFunc(func() {
+		cancel()
+		close(l.events)
+		<-l.done
+	})
+	return l
+}
+
+func (l *live) print(e timeline.Event) {
+	switch e.Phase {
+	case timeline.Begin:
+		return
+	case timeline.Progress:
+		if l.tty && e.Total > 0 {
+			l.drawBar(e)
+		}
+		return
+	}
+	l.clearBar()
+	words := e.Detail
+	switch {
+	case e.Phase == timeline.Fail:
+		words = "FAILED: " + words
+	case e.Bytes > 0:
+		words = strings.TrimSpace(words + "  " + timeline.FormatBytes(e.Bytes))
+	}
+	fmt.Fprintln(l.w, strings.TrimRight(l.head(e)+"  "+words, " "))
+}
+
+const barWidth = 30
+
+func (l *live) drawBar(e timeline.Event) {
+	filled := int(barWidth * min(e.Bytes, e.Total) / e.Total)
+	fmt.Fprintf(l.w, "\r\x1b[K%s  [%s%s] %s of %s  %s", l.head(e),
+		strings.Repeat("#", filled), strings.Repeat(" ", barWidth-filled),
+		timeline.FormatBytes(e.Bytes), timeline.FormatBytes(e.Total), e.Detail)
+	l.bar = true
+}
+
+func (l *live) clearBar() {
+	if l.bar {
+		fmt.Fprint(l.w, "\r\x1b[K")
+		l.bar = false
+	}
+}
+
+func (l *live) head(e timeline.Event) string {
+	label := ""
+	if l.label != nil {
+		label = l.label(e.Machine) + " "
+	}
+	return fmt.Sprintf("%7.2f s  %s%-16s", e.At.Sub(l.start).Seconds(), label, e.Stage)
+}

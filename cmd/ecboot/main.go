@@ -1,0 +1,106 @@
+// Command ecboot boots machines over the network: it serves DHCP, TFTP and HTTP
+// on a bridge, builds the system that they boot, and runs QEMU guests that boot
+// through it.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+// Exit codes. They are part of the interface: scripts branch on them.
+const (
+	exitFailed      = 1 // ecboot itself could not do it
+	exitUsage       = 2 // the command line or the configuration is wrong
+	exitGuest       = 3 // the guest failed
+	exitTimeout     = 4 // the guest did not get there in time
+	exitEnvironment = 5 // this machine lacks something; ecboot doctor says what
+)
+
+// codedError is an error that decides the exit code.
+type codedError struct {
+	code int
+	err  error
+}
+
+func (e *codedError) Error() string { return e.err.Error() }
+func (e *codedError) Unwrap() error { return e.err }
+
+// withCode gives err an exit code unless it has one; nil stays nil.
+func withCode(code int, err error) error {
+	var coded *codedError
+	if err == nil || errors.As(err, &coded) {
+		return err
+	}
+	return &codedError{code, err}
+}
+
+func main() { os.Exit(mainCode()) }
+
+func mainCode() int {
+	// The first Ctrl-C ends in good order, the second at once: after the
+	// first, the signal has its default effect again.
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	defer stop()
+	context.AfterFunc(ctx, stop)
+
+	root, started := newRoot()
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return 0
+	}
+	if !*started {
+		err = withCode(exitUsage, err)
+	}
+	if msg := err.Error(); msg != "" {
+		fmt.Fprintln(os.Stderr, "ecboot:", msg)
+	}
+	var coded *codedError
+	if errors.As(err, &coded) {
+		return coded.code
+	}
+	return exitFailed
+}
+
+// newRoot builds the command tree; started becomes true once the command line
+// has been understood and a verb begins.
+func newRoot() (root *cobra.Command, started *bool) {
+	started = new(bool)
+	root = &cobra.Command{
+		Use:   "ecboot",
+		Short: "Boot machines over the network: DHCP, TFTP, HTTP, u-root images and QEMU guests",
+		Long: `ecboot boots machines over the network. It serves DHCP, TFTP and HTTP on a real
+bridge, builds u-root systems, and runs QEMU guests that boot through it.
+
+Start with 'ecboot run': it boots one guest on a private network.
+
+Exit codes: 0 done, 1 failed, 2 wrong command line or configuration, 3 the guest
+failed, 4 the guest timed out, 5 this machine lacks something ('ecboot doctor').`,
+		SilenceErrors:    true,
+		SilenceUsage:     true,
+		PersistentPreRun: func(*cobra.Command, []string) { *started = true },
+	}
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return withCode(exitUsage, fmt.Errorf("%w: see '%s --help'", err, cmd.CommandPath()))
+	})
+	var configPath string
+	root.PersistentFlags().StringVar(&configPath, "config", "", "configuration `FILE` (default: ./ecboot.toml, then /etc/ecboot/ecboot.toml, then built in)")
+	root.AddCommand(
+		newRunCommand(&configPath),
+		newBootCommand(),
+		newServeCommand(&configPath),
+		newInitramfsCommand(),
+		newImageCommand(),
+		newLeaseCommand(&configPath),
+		newConfigCommand(&configPath),
+		newDoctorCommand(&configPath),
+		newVersionCommand(),
+	)
+	return root, started
+}

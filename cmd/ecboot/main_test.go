@@ -1,0 +1,66 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/every-channel/ecboot/internal/nettest"
+)
+
+// mainVar makes the test binary be ecboot itself, so that tests run the real
+// command with what it does to processes and namespaces.
+const mainVar = "ECBOOT_TEST_AS_MAIN"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(mainVar) != "" {
+		os.Exit(mainCode())
+	}
+	nettest.Main(m)
+}
+
+// ecbootCommand prepares an ecboot with directories of its own.
+func ecbootCommand(t testing.TB, ctx context.Context, args ...string) *exec.Cmd {
+	t.Helper()
+	cmd := exec.CommandContext(ctx, "/proc/self/exe", args...)
+	cmd.Env = append(os.Environ(), mainVar+"=1")
+	cmd.Dir = t.TempDir()
+	// A test that is killed by its time limit takes its ecboot along.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	return cmd
+}
+
+// result is what an ecboot that has ended left.
+type result struct {
+	code           int
+	stdout, stderr string
+}
+
+// ecboot runs the command to its end.
+func ecboot(t testing.TB, args ...string) result {
+	t.Helper()
+	cmd := ecbootCommand(t, t.Context(), args...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	err := cmd.Run()
+	if _, ok := err.(*exec.ExitError); err != nil && !ok {
+		t.Fatal(err)
+	}
+	return result{cmd.ProcessState.ExitCode(), stdout.String(), stderr.String()}
+}
+
+func (r result) want(t testing.TB, code int, parts ...string) {
+	t.Helper()
+	if r.code != code {
+		t.Errorf("exit code %d, want %d\nstdout:\n%s\nstderr:\n%s", r.code, code, r.stdout, r.stderr)
+	}
+	for _, part := range parts {
+		if !strings.Contains(r.stdout+r.stderr, part) {
+			t.Errorf("nothing says %q\nstdout:\n%s\nstderr:\n%s", part, r.stdout, r.stderr)
+		}
+	}
+}

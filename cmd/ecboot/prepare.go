@@ -1,0 +1,121 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"github.com/every-channel/ecboot/images"
+	"github.com/every-channel/ecboot/initramfs"
+	"github.com/every-channel/ecboot/internal/boot"
+	"github.com/every-channel/ecboot/internal/config"
+)
+
+// bootFiles is all that will be served, as files of this machine.
+type bootFiles struct {
+	inventory *boot.Inventory
+	nbp       fs.FS
+	ipxe      string // iPXE in the form of a kernel, for --first-stage ipxe
+}
+
+// prepare turns the sources that the configuration names into files: images of
+// the binary are extracted, initramfs that are described are built.
+func prepare(ctx context.Context, cfg *config.Config, log *slog.Logger) (*bootFiles, error) {
+	set, err := images.Default()
+	if err != nil {
+		return nil, withCode(exitEnvironment, err)
+	}
+	extracted, err := set.Extract(filepath.Join(userDirs().Cache, "images"))
+	if err != nil {
+		return nil, withCode(exitEnvironment, err)
+	}
+	files := &bootFiles{inventory: cfg.Inventory(), nbp: extracted.FS(), ipxe: extracted.Path(images.IPXELinuxName)}
+	resolve := func(f *boot.File) error {
+		f.Path, err = sourcePath(ctx, cfg, extracted, config.Source(f.Path), log)
+		if err != nil {
+			return err
+		}
+		return readable(f.Path)
+	}
+	for name, p := range files.inventory.Profiles {
+		if p.Kernel.Path != "" {
+			err = errors.Join(err, resolve(&p.Kernel))
+		}
+		for i := range p.Initrds {
+			err = errors.Join(err, resolve(&p.Initrds[i]))
+		}
+		if err != nil {
+			return nil, fmt.Errorf("profile %s: %w", name, err)
+		}
+		files.inventory.Profiles[name] = p
+	}
+	return files, nil
+}
+
+func sourcePath(ctx context.Context, cfg *config.Config, extracted *images.Extracted, s config.Source, log *slog.Logger) (string, error) {
+	switch s {
+	case config.EmbeddedKernel:
+		return extracted.Path(images.KernelName), nil
+	case config.EmbeddedInitramfs:
+		return extracted.Path(images.InitrdName), nil
+	}
+	profile, ok := s.Built()
+	if !ok {
+		return string(s), nil
+	}
+	want := cfg.Profiles[profile].Initramfs
+	spec := initramfs.DefaultSpec()
+	if len(want.Commands) > 0 {
+		spec.Commands = want.Commands
+	}
+	spec.Files = map[string]string{}
+	for to, from := range want.Files {
+		spec.Files[to] = string(from)
+	}
+	img, err := initramfs.Build(ctx, spec, initramfs.Options{CacheDir: initramfsCache(), Logger: log})
+	return img.Path, err
+}
+
+func readable(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return withCode(exitUsage, err)
+	}
+	defer f.Close()
+	if info, err := f.Stat(); err == nil && info.IsDir() {
+		return withCode(exitUsage, fmt.Errorf("%s is a directory, not a file to boot", path))
+	}
+	return nil
+}
+
+// checkKernel refuses what no boot program can start: iPXE takes a file that it
+// does not know for raw machine code and runs it.
+func checkKernel(path string) error {
+	if err := readable(path); err != nil {
+		return err
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	head := make([]byte, 0x206)
+	n, err := io.ReadFull(f, head)
+	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
+		return err
+	}
+	head = head[:n]
+	switch {
+	case bytes.HasPrefix(head, []byte("MZ")), // EFI, and Linux with an EFI stub
+		bytes.HasPrefix(head, []byte("\x7fELF")),
+		n == 0x206 && string(head[0x202:]) == "HdrS": // Documentation/arch/x86/boot.rst
+		return nil
+	}
+	return withCode(exitUsage, fmt.Errorf("%s is no kernel: it is neither a Linux image (bzImage) nor an EFI or ELF program", path))
+}
