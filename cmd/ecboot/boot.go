@@ -257,6 +257,7 @@ func (b *booter) describe(g *guest, outcome string) guestReport {
 func (b *booter) attach(ctx context.Context, g *guest, result guestReport) error {
 	b.attached = true
 	b.live.stop()
+	fmt.Fprintln(b.stderr)
 	timeline.Waterfall(b.stderr, result.Stages, time.Duration(result.TotalMS)*time.Millisecond)
 	fmt.Fprintf(b.stderr, "\nthis is the guest's console; %s leaves it and ends the guest\n\n", escapeKeyName)
 	ctx, cancel := context.WithCancel(ctx)
