@@ -53,6 +53,11 @@ func isolateRootless(env []string) error {
 	if err != nil {
 		return err
 	}
-	args := append([]string{"unshare", "--map-root-user", "--net", "--", "/proc/self/exe"}, os.Args[1:]...)
+	// By name: /proc/self/exe would be unshare.
+	exe, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	args := append([]string{"unshare", "--map-root-user", "--net", "--", exe}, os.Args[1:]...)
 	return fmt.Errorf("start again in the namespace: %w", syscall.Exec(path, args, env))
 }
