@@ -40,6 +40,7 @@ type Console struct {
 	ended    bool
 	attached map[*attachment]struct{}
 	watchers map[int]func(string)
+	prompt   func(string) // is shown the unfinished line after each read; nil: nobody
 	nextID   int
 	changed  chan struct{} // closed and replaced whenever output comes
 }
@@ -83,6 +84,9 @@ func (c *Console) feed(p []byte) {
 		a.push(p)
 	}
 	c.split.feed(p, c.line)
+	if c.prompt != nil {
+		c.prompt(c.split.partial())
+	}
 	close(c.changed)
 	c.changed = make(chan struct{})
 }

@@ -26,7 +26,10 @@ type Options struct {
 	Machine  string             // who the machine is in the timeline: a MAC address
 	Timeline *timeline.Recorder // nil: nothing is recorded
 	Log      *slog.Logger       // nil: silent
-	Grace    time.Duration      // how long Stop waits for each of two requests to the guest; 0: 10 s
+	// SkipBanner presses a key when iPXE offers its command line, which it
+	// otherwise does for two seconds in each boot and each chainload.
+	SkipBanner bool
+	Grace      time.Duration // how long Stop waits for each of two requests to the guest; 0: 10 s
 }
 
 const (
@@ -49,7 +52,6 @@ type Machine struct {
 	proc    *process
 	console *Console
 	qmp     *qmp
-	vars    *os.File // the machine's UEFI variables; nil with BIOS
 	done    chan struct{}
 
 	mu       sync.Mutex
@@ -94,7 +96,7 @@ func Start(ctx context.Context, spec Spec, opts Options) (*Machine, error) {
 	if err := m.begin(ctx); err != nil {
 		m.Kill()
 		<-m.done
-		if stderr := m.exit.Stderr; stderr != "" {
+		if stderr := m.exit.Stderr; stderr != "" && ctx.Err() == nil {
 			return nil, fmt.Errorf("QEMU does not start: %s", stderr)
 		}
 		return nil, fmt.Errorf("QEMU does not start: %w", err)
@@ -118,14 +120,14 @@ func (m *Machine) launch() error {
 	if err != nil {
 		ours.console.Close()
 		ours.qmp.Close()
-		if m.vars != nil {
-			m.vars.Close()
-		}
 		return err
 	}
 	m.record(timeline.Event{At: began, Stage: timeline.Start, Detail: m.describe()})
 	m.console = newConsole(ours.console)
 	m.console.watchers[-1] = m.onLine
+	if m.opts.SkipBanner {
+		m.console.prompt = m.skipBanner()
+	}
 	m.qmp = newQMP(ours.qmp)
 	events := make(chan struct{})
 	go m.console.run()
@@ -178,15 +180,12 @@ func (m *Machine) files() (theirs []*os.File, ours ends, err error) {
 		if err != nil {
 			return theirs, ours, err
 		}
-		theirs = append(theirs, nil, vars)
-		if theirs[2], err = os.Open(fdPath(int(vars.Fd()))); err != nil {
-			return slices.Delete(theirs, 2, 3), ours, err
-		}
-		dup, err := unix.FcntlInt(vars.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+		read, err := os.Open(fdPath(int(vars.Fd())))
 		if err != nil {
-			return theirs, ours, fmt.Errorf("UEFI variables: %w", err)
+			vars.Close()
+			return theirs, ours, err
 		}
-		m.vars = os.NewFile(uintptr(dup), vars.Name())
+		theirs = append(theirs, read, vars)
 	}
 	if len(m.spec.InitrdData) > 0 {
 		initrd, err := memoryFile("initrd", m.spec.InitrdData)
@@ -246,9 +245,6 @@ func (m *Machine) supervise(events <-chan struct{}) {
 	_ = m.qmp.conn.SetReadDeadline(deadline)
 	<-m.console.done
 	<-events
-	if m.vars != nil {
-		m.vars.Close()
-	}
 	m.mu.Lock()
 	m.exit = m.judge()
 	exit := m.exit
@@ -291,6 +287,19 @@ func (m *Machine) onLine(line string) {
 		if p[1] != "" {
 			go m.applyPanicPolicy()
 		}
+	}
+}
+
+// skipBanner returns what looks at unfinished lines for iPXE's banner and
+// answers each once. Any key but Ctrl-B means no.
+func (m *Machine) skipBanner() func(string) {
+	answered := false
+	return func(line string) {
+		offered := strings.HasSuffix(line, "Press Ctrl-B for the iPXE command line...")
+		if offered && !answered {
+			go func() { _, _ = m.console.Write([]byte(" ")) }() // unheard, it is offered for its two seconds
+		}
+		answered = offered
 	}
 }
 

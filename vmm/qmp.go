@@ -14,7 +14,7 @@ import (
 
 const (
 	maxMessage     = 4 << 20 // bytes in one QMP message; the longest real ones are some 200 KB
-	maxEvents      = 1024    // events kept for a consumer that is behind
+	maxEvents      = 1024    // events kept for a consumer that is behind; the oldest go first
 	commandTimeout = 10 * time.Second
 )
 
@@ -70,7 +70,6 @@ type qmp struct {
 	nextID   uint64
 	pending  map[uint64]chan *message
 	events   []event
-	lost     int // events that were dropped because there were too many
 	newEvent chan struct{}
 	err      error
 
@@ -154,7 +153,6 @@ func (q *qmp) push(e event) {
 	q.mu.Lock()
 	if len(q.events) == maxEvents {
 		q.events = q.events[1:]
-		q.lost++
 	}
 	q.events = append(q.events, e)
 	q.mu.Unlock()
