@@ -157,6 +157,7 @@ func (b *booter) bootGuest(ctx context.Context, g *guest) (_ guestReport, err er
 	g.start = time.Now()
 	g.machine, err = vmm.Start(ctx, g.spec, vmm.Options{
 		Taps: []*os.File{tap.File}, Timeline: b.stack.timeline, Machine: g.mac.String(),
+		SkipBanner: !b.options.Banner,
 	})
 	tap.File.Close() // QEMU has it now, and the tap goes with QEMU
 	if err != nil {

@@ -21,6 +21,7 @@ type guestOptions struct {
 	config.Guest
 	FirstStage string // rom or ipxe
 	Chainload  bool
+	Banner     bool // leave iPXE the two seconds in which it waits for Ctrl-B
 	Count      int
 	MAC        boot.MAC
 	Until      condition
@@ -63,7 +64,7 @@ type guestFlags struct {
 	pcap, output                                   string
 	cpus, count                                    int
 	timeout                                        time.Duration
-	dryRun, chainload                              bool
+	dryRun, chainload, banner                      bool
 	segment                                        segmentFlags
 }
 
@@ -76,6 +77,7 @@ func (f *guestFlags) register(cmd *cobra.Command) {
 	fs.StringVar(&f.rom, "rom", d.ROM, "the NIC's boot ROM: `default|none`; none leaves UEFI to its own PXE")
 	fs.StringVar(&f.firstStage, "first-stage", "rom", "`rom|ipxe`; ipxe starts iPXE as the kernel, faster, BIOS only")
 	fs.BoolVar(&f.chainload, "chainload", false, "load ecboot's own iPXE over TFTP even if the ROM's would do")
+	fs.BoolVar(&f.banner, "ipxe-banner", false, "let iPXE wait two seconds for Ctrl-B; otherwise a key is pressed for it")
 	fs.StringVar(&f.accel, "accel", d.Accel, "`auto|kvm|tcg`")
 	fs.StringVar(&f.memory, "memory", d.Memory.String(), "`SIZE` of the guest, such as 512M or 2G")
 	fs.IntVar(&f.cpus, "cpus", d.CPUs, "number of virtual `CPUS`")
@@ -93,7 +95,7 @@ func (f *guestFlags) register(cmd *cobra.Command) {
 // options lays the flags that were given over the configuration's values. All
 // that is wrong is reported together.
 func (f *guestFlags) options(cmd *cobra.Command, cfg *config.Config) (guestOptions, error) {
-	o := guestOptions{Guest: cfg.Guest, FirstStage: f.firstStage, Chainload: f.chainload, Count: f.count, PCAP: f.pcap}
+	o := guestOptions{Guest: cfg.Guest, FirstStage: f.firstStage, Chainload: f.chainload, Banner: f.banner, Count: f.count, PCAP: f.pcap}
 	changed := cmd.Flags().Changed
 	for _, s := range []struct {
 		flag string

@@ -48,6 +48,8 @@ func BenchmarkBoot(b *testing.B) {
 		{"ecboot, UEFI, the firmware's PXE", ours("--firmware", "uefi", "--rom", "none")},
 		{"dnsmasq + nginx, BIOS", func() float64 { return usual.seconds(b, false) }},
 		{"dnsmasq + nginx, UEFI", func() float64 { return usual.seconds(b, true) }},
+		{"ecboot, BIOS, the NIC's ROM, with iPXE's banner", ours("--firmware", "bios", "--ipxe-banner")},
+		{"ecboot, UEFI, the firmware's PXE, with iPXE's banner", ours("--firmware", "uefi", "--rom", "none", "--ipxe-banner")},
 		{"direct -kernel -initrd", func() float64 {
 			return qemuSeconds(b, "-kernel", kernel, "-initrd", initrd, "-append", cmdline, "-nic", "none")
 		}},
@@ -60,12 +62,13 @@ func BenchmarkBoot(b *testing.B) {
 			fmt.Printf("  %6.2f s  %s\n", s, c.name)
 		}
 	}
-	rom, ipxe, uefi := median(times[0]), median(times[1]), median(times[2])
-	usualBIOS, usualUEFI, direct := median(times[3]), median(times[4]), median(times[5])
-	report("boot-bios-rom", rom, usualBIOS, "s", contenders[3].name, 0.30)
-	report("boot-bios-ipxe", ipxe, usualBIOS, "s", contenders[3].name, 0.24)
-	report("boot-bios-ipxe-direct", ipxe, direct, "s", contenders[5].name, 1.40)
-	report("boot-uefi", uefi, usualUEFI, "s", contenders[4].name, 0.55)
+	at := func(i int) float64 { return median(times[i]) }
+	report("boot-bios-rom", at(0), at(3), "s", contenders[3].name, 0.30)
+	report("boot-bios-rom-banner", at(5), at(3), "s", contenders[3].name, 0.30)
+	report("boot-bios-ipxe", at(1), at(3), "s", contenders[3].name, 0.24)
+	report("boot-bios-ipxe-direct", at(1), at(7), "s", contenders[7].name, 1.40)
+	report("boot-uefi", at(2), at(4), "s", contenders[4].name, 0.55)
+	report("boot-uefi-banner", at(6), at(4), "s", contenders[4].name, 0.55)
 }
 
 func ecbootSeconds(b *testing.B, ecboot string, args ...string) float64 {
