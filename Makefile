@@ -64,7 +64,7 @@ deps:
 # The foreign clients of the tests.
 deps-test: deps
 	@$(call install,dhclient:isc-dhcp-client udhcpc:udhcpc dhcpcd:dhcpcd-base curl:curl tftp:tftp-hpa atftp:atftp \
-		tcpdump:tcpdump ping:iputils-ping zstd:zstd cpio:cpio nsenter:util-linux)
+		tcpdump:tcpdump nft:nftables ping:iputils-ping zstd:zstd cpio:cpio nsenter:util-linux)
 
 # The peers of the benchmarks.
 deps-bench: deps
