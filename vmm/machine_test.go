@@ -308,11 +308,40 @@ func TestNICBootsAndIsCaptured(t *testing.T) {
 	pcap := filepath.Join(t.TempDir(), "a,b.pcap")
 	m, _ := start(t, Spec{MemoryMiB: 128, NICs: []NIC{{MAC: mac2, BootIndex: 1, Pcap: pcap}}}, Options{SkipBanner: true, Taps: []*os.File{tap(t)}})
 	expect(t, m, regexp.QuoteMeta("Configuring (net0 "+mac2.String()+")..."))
+	// The first packet follows this line at any time.
+	awaitContent(t, pcap, mac2)
 	m.Kill()
 	<-m.Done()
-	packets, err := os.ReadFile(pcap)
-	if err != nil || !bytes.Contains(packets, mac2) {
-		t.Errorf("no packet of the guest among the %d bytes captured (%v)", len(packets), err)
+}
+
+// awaitContent waits until a file that is being written contains want.
+func awaitContent(t *testing.T, path string, want []byte) {
+	t.Helper()
+	changes, err := unix.InotifyInit1(unix.IN_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(changes)
+	if _, err := unix.InotifyAddWatch(changes, path, unix.IN_MODIFY); err != nil {
+		t.Fatal(err)
+	}
+	events := make([]byte, 4096)
+	for {
+		content, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if bytes.Contains(content, want) {
+			return
+		}
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(changes), Events: unix.POLLIN}}, 60_000)
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil || n == 0:
+			t.Fatalf("%x is not among the %d bytes of %s (%v)", want, len(content), path, err)
+		default:
+			unix.Read(changes, events)
+		}
 	}
 }
 
