@@ -27,7 +27,7 @@ run: build
 
 # Everything, the tests that boot machines included.
 test: build deps-test check
-	$(GO) test -timeout 18m ./...
+	$(GO) test -count 1 -timeout 18m ./...
 
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
