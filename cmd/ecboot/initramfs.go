@@ -49,7 +49,7 @@ cache. Needs Go, and its module proxy until Go has u-root's source.`,
 				}
 				spec.Files[to] = from
 			}
-			log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
+			log := newLogger(cmd.ErrOrStderr(), slog.LevelInfo)
 			img, err := initramfs.Build(cmd.Context(), spec, initramfs.Options{CacheDir: initramfsCache(), Logger: log})
 			if err != nil {
 				return err

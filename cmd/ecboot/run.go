@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -123,7 +124,7 @@ func (f *guestFlags) launch(cmd *cobra.Command, cfg *config.Config, profile stri
 		return err
 	}
 	ctx, stderr := cmd.Context(), cmd.ErrOrStderr()
-	log := newLogger(stderr)
+	log := newLogger(stderr, slog.LevelWarn)
 	if f.dryRun {
 		return dryRun(ctx, cmd.OutOrStdout(), o, cfg.Segment.Address.Addr(), cfg.Server.HTTPPort)
 	}

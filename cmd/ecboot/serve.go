@@ -74,7 +74,7 @@ func (f *segmentFlags) apply(cmd *cobra.Command, cfg *config.Config) error {
 }
 
 func serve(ctx context.Context, cfg *config.Config, stderr io.Writer) (err error) {
-	log := newLogger(stderr)
+	log := newLogger(stderr, slog.LevelWarn)
 	run, err := enter(cfg)
 	if err != nil {
 		return err
@@ -125,10 +125,11 @@ func enter(cfg *config.Config) (*runDir, error) {
 	return run, nil
 }
 
-// newLogger prints what somebody may have to act on.
-func newLogger(w io.Writer) *slog.Logger {
+// newLogger prints from level on. Warnings are for whoever may have to act on
+// them; of a boot the timeline tells the rest.
+func newLogger(w io.Writer, level slog.Level) *slog.Logger {
 	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{
-		Level: slog.LevelWarn, // the timeline tells the rest
+		Level: level,
 		ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
 			if len(groups) == 0 && a.Key == slog.TimeKey {
 				return slog.Attr{}
