@@ -7,7 +7,7 @@ ASSETS := images/assets/manifest.json
 GOSRC  := $(shell find . -name '*.go' -not -name '*_test.go' -not -path './initramfs/guest/*')
 
 .DEFAULT_GOAL := build
-.PHONY: build run test check fuzz bench bench-boot assets deps deps-test deps-bench clean
+.PHONY: build run test check fuzz bench bench-boot bench-servers assets deps deps-test deps-bench clean
 
 build: ecboot
 

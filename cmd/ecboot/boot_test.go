@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/every-channel/ecboot/images"
@@ -92,11 +93,20 @@ func TestBoot(t *testing.T) {
 	}
 }
 
-// wantOneAddress checks that every stage of the boot was given the same one.
+// wantOneAddress checks that firmware, iPXE and the operating system were given
+// the same address.
 func wantOneAddress(t *testing.T, doc report) {
 	t.Helper()
 	if doc.Address == "" {
 		t.Error("the report has no address")
+	}
+	for _, s := range doc.Stages {
+		if !strings.HasSuffix(string(s.Stage), ".ack") {
+			continue
+		}
+		if address, _, _ := strings.Cut(s.Detail, ","); address != doc.Address {
+			t.Errorf("%s is of %s, want %s", s.Stage, address, doc.Address)
+		}
 	}
 }
 
