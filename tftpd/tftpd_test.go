@@ -181,12 +181,18 @@ func (c *client) receive() []byte {
 	c.t.Helper()
 	c.conn.SetReadDeadline(time.Now().Add(30 * time.Second))
 	buf := make([]byte, 1<<16)
-	n, from, err := c.conn.ReadFromUDP(buf)
-	if err != nil {
-		c.t.Fatal(err)
+	for {
+		n, from, err := c.conn.ReadFromUDP(buf)
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		// Our port may have been another transfer's a moment ago, and its
+		// client may still write to it.
+		if from.IP.Equal(c.server.IP) {
+			c.server = from
+			return buf[:n]
+		}
 	}
-	c.server = from
-	return buf[:n]
 }
 
 // fetch acknowledges everything until the last block and returns what came
