@@ -22,6 +22,9 @@ import (
 // consoleTail is how many lines of the console a failure shows.
 const consoleTail = 12
 
+// consoleSearched is how many of its last lines are searched for a cause.
+const consoleSearched = 200
+
 // booter boots guests on a stack that serves, and watches them.
 type booter struct {
 	options  guestOptions
@@ -242,8 +245,9 @@ func (b *booter) describe(g *guest, outcome string) guestReport {
 	if outcome == outcomeReady {
 		return r
 	}
-	console := g.machine.Console().Tail(consoleTail)
+	console := g.machine.Console().Tail(consoleSearched)
 	d := timeline.Diagnose(steps, console)
+	console = console[max(0, len(console)-consoleTail):]
 	r.Failure = &failure{Stage: d.Stage, Cause: d.Cause, Console: console, Command: vmm.ShellQuote(g.machine.Command())}
 	select {
 	case <-g.machine.Done():

@@ -68,7 +68,15 @@ var consoleCauses = []struct{ text, cause string }{
 	{"No bootable device", "the firmware found nothing to boot: does the NIC have a boot ROM (--rom default), or does the firmware boot from the network?"},
 }
 
+// notReported begins what our guest program says when it cannot report.
+const notReported = "ecboot: not reported: "
+
 func fromConsole(lines []string) string {
+	for _, line := range lines {
+		if why, ok := strings.CutPrefix(line, notReported); ok {
+			return "the system runs but could not report: " + why
+		}
+	}
 	all := strings.Join(lines, "\n")
 	for _, c := range consoleCauses {
 		if strings.Contains(all, c.text) {

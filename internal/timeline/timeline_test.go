@@ -119,6 +119,7 @@ func TestDiagnose(t *testing.T) {
 		{name: "stuck in a transfer", steps: []Step{{Stage: TFTP, Unfinished: true, Detail: "snponly.efi"}, {Stage: Exit}}, stage: TFTP, cause: "snponly.efi began and never ended"},
 		{name: "a transfer that failed and was repeated", steps: []Step{{Stage: Kernel, Failed: true}, {Stage: Kernel}, {Stage: Linux}}, stage: Linux, cause: "did not report"},
 		{name: "restarts for ever", steps: []Step{{Stage: Firmware}, {Stage: Kernel}, {Stage: Firmware}, {Stage: Kernel}, {Stage: Firmware}, {Stage: Kernel}, {Stage: Firmware}}, stage: Kernel, cause: "again and again"},
+		{name: "no driver", steps: []Step{{Stage: Linux}}, console: []string{"ecboot: userland after 3.21s", "ecboot: not reported: no network interface", "$ "}, stage: Linux, cause: "could not report: no network interface"},
 		{name: "panic", steps: []Step{{Stage: Linux}, {Stage: Panic}}, console: []string{"VFS: Unable to mount root fs on unknown-block(0,0)", "Kernel panic - not syncing"}, stage: Panic, cause: "initrd did not arrive"},
 	}
 	for _, tt := range tests {
