@@ -61,7 +61,7 @@ const (
 )
 
 // ErrNoAssets is what Default returns in a binary without images.
-var ErrNoAssets = errors.New("this ecboot was built without its default images; run `make` in its source, or name a kernel and an initrd")
+var ErrNoAssets = errors.New("this ecboot was built without the images that it boots; run `make` in its source")
 
 // Set is a catalogue of images with their contents.
 type Set struct {
