@@ -44,7 +44,7 @@ func report(ctx context.Context, target string, uptime time.Duration) error {
 				return err
 			}
 		}
-		if ctx.Err() == nil || failed == nil {
+		if failed == nil || !timeIsUp(ctx) {
 			failed = err // unless it only says that time is up
 		}
 		select {
@@ -53,6 +53,13 @@ func report(ctx context.Context, target string, uptime time.Duration) error {
 			return failed
 		}
 	}
+}
+
+// timeIsUp looks at the clock too: a connection's deadline, which is ctx's, may
+// fire a moment before ctx itself knows.
+func timeIsUp(ctx context.Context) bool {
+	deadline, ok := ctx.Deadline()
+	return ctx.Err() != nil || ok && !time.Now().Before(deadline)
 }
 
 // post does one HTTP/1.0 exchange and returns the status code. Package net/http
