@@ -329,8 +329,16 @@ func dryRun(ctx context.Context, w io.Writer, o guestOptions, server netip.Addr,
 	if err != nil {
 		return withCode(exitEnvironment, err)
 	}
+	var ipxe string
+	if o.FirstStage == "ipxe" {
+		extracted, err := extractImages()
+		if err != nil {
+			return err
+		}
+		ipxe = extracted.Path(images.IPXELinuxName)
+	}
 	for i, mac := range o.macs() {
-		spec, err := guestSpec(o, accel, i, mac, images.IPXELinuxName, scriptURL(server, port, mac))
+		spec, err := guestSpec(o, accel, i, mac, ipxe, scriptURL(server, port, mac))
 		if err != nil {
 			return err
 		}

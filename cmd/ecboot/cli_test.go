@@ -96,6 +96,7 @@ func TestAnswers(t *testing.T) {
 		{"leases", []string{"lease", "list", "-o", "json"}, []string{`"leases"`}},
 		{"completion", []string{"completion", "bash"}, []string{"__ecboot"}},
 		{"dry run", []string{"run", "--accel", "tcg", "--dry-run", "--", "-device", "intel-hda"}, []string{"qemu-system-x86_64", "-accel tcg", "-device intel-hda"}},
+		{"dry run of iPXE as the kernel", []string{"run", "--accel", "tcg", "--first-stage", "ipxe", "--dry-run"}, []string{"-kernel /var/cache/ecboot/images/", "/ipxe.lkrn"}},
 		{"dry run of a kernel", []string{"boot", someEFI, "--accel", "tcg", "--dry-run"}, []string{"qemu-system-x86_64"}},
 	}
 	for _, tt := range tests {

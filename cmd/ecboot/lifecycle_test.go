@@ -198,11 +198,11 @@ func TestBootAForeignSystem(t *testing.T) {
 	t.Parallel()
 	kernel, initrd := assetPaths(t)
 	t.Run("console", func(t *testing.T) {
-		doc := bootReport(t, "boot", kernel, initrd, "--append", "console=ttyS0", "--first-stage", "ipxe", "--until", "console:userland after [0-9.]+s")
+		doc := bootReport(t, "boot", kernel, initrd, "--first-stage", "ipxe", "--until", "console:userland after [0-9.]+s")
 		wantStages(t, doc.Stages, timeline.Kernel, timeline.Initrd, timeline.Linux)
 	})
 	t.Run("poweroff", func(t *testing.T) {
-		doc := bootReport(t, "boot", kernel, initrd, "--append", "console=ttyS0 ecboot.poweroff", "--first-stage", "ipxe", "--until", "poweroff")
+		doc := bootReport(t, "boot", kernel, initrd, "--append", "ecboot.poweroff", "--first-stage", "ipxe", "--until", "poweroff")
 		wantStages(t, doc.Stages, timeline.Linux, timeline.Userland, timeline.Exit)
 	})
 }
@@ -240,4 +240,15 @@ func TestBootThatFails(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestOnlyTheBootedProfileIsPrepared(t *testing.T) {
+	needGuests(t)
+	config := filepath.Join(t.TempDir(), "ecboot.toml")
+	text := "[profile.other]\nkernel = \"embedded:kernel\"\ninitramfs = { commands = [\"no-such-command\"] }\n"
+	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	ecboot(t, "run", "--config", config, "--accel", "tcg", "--until", "console:SeaBIOS").want(t, 0)
+	ecboot(t, "run", "other", "--config", config, "--accel", "tcg", "--until", "console:SeaBIOS").want(t, exitFailed, "no-such-command")
 }

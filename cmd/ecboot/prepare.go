@@ -27,13 +27,9 @@ type bootFiles struct {
 // prepare turns the sources that the configuration names into files: images of
 // the binary are extracted, initramfs that are described are built.
 func prepare(ctx context.Context, cfg *config.Config, log *slog.Logger) (*bootFiles, error) {
-	set, err := images.Default()
+	extracted, err := extractImages()
 	if err != nil {
-		return nil, withCode(exitEnvironment, err)
-	}
-	extracted, err := set.Extract(filepath.Join(userDirs().Cache, "images"))
-	if err != nil {
-		return nil, withCode(exitEnvironment, err)
+		return nil, err
 	}
 	files := &bootFiles{inventory: cfg.Inventory(), nbp: extracted.FS(), ipxe: extracted.Path(images.IPXELinuxName)}
 	resolve := func(f *boot.File) error {
@@ -56,6 +52,16 @@ func prepare(ctx context.Context, cfg *config.Config, log *slog.Logger) (*bootFi
 		files.inventory.Profiles[name] = p
 	}
 	return files, nil
+}
+
+// extractImages makes the images of the binary files in the cache.
+func extractImages() (*images.Extracted, error) {
+	set, err := images.Default()
+	if err != nil {
+		return nil, withCode(exitEnvironment, err)
+	}
+	extracted, err := set.Extract(filepath.Join(userDirs().Cache, "images"))
+	return extracted, withCode(exitEnvironment, err)
 }
 
 func sourcePath(ctx context.Context, cfg *config.Config, extracted *images.Extracted, s config.Source, log *slog.Logger) (string, error) {

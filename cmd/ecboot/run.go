@@ -77,7 +77,7 @@ func newBootCommand() *cobra.Command {
 		Long: `Boot a QEMU guest into any kernel through ecboot's own DHCP, TFTP and HTTP. A
 system that does not report to ecboot is ready when its console says so: --until
 console:REGEX.`,
-		Example: `  ecboot boot ./vmlinuz ./initrd.img --append console=ttyS0 --until 'console:login:'`,
+		Example: `  ecboot boot ./vmlinuz ./initrd.img --append quiet --until 'console:login:'`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			files := beforeDash(cmd, args)
 			if len(files) == 0 {
@@ -103,9 +103,7 @@ console:REGEX.`,
 					profile.Initrds = append(profile.Initrds, config.Source(path))
 				}
 			}
-			if !cmd.Flags().Changed("append") {
-				profile.Cmdline = cfg.Profiles[config.DefaultProfile].Cmdline
-			}
+			profile.Cmdline = cfg.Profiles[config.DefaultProfile].Cmdline
 			cfg.Profiles[profile.Name] = profile
 			return flags.launch(cmd, cfg, profile.Name)
 		},
@@ -135,6 +133,8 @@ func (f *guestFlags) launch(cmd *cobra.Command, cfg *config.Config, profile stri
 		return err
 	}
 	defer func() { err = errors.Join(err, run.Close()) }()
+	// Nothing is built or looked for that no guest boots.
+	cfg.Profiles = map[string]config.Profile{profile: cfg.Profiles[profile]}
 	files, err := prepare(ctx, cfg, log)
 	if err != nil {
 		return err
