@@ -151,7 +151,7 @@ func numbered(file string, i int) string {
 
 // bootGuest takes one guest from its start to the outcome and leaves it running.
 func (b *booter) bootGuest(ctx context.Context, g *guest) (_ guestReport, err error) {
-	tap, err := b.stack.segment.Tap()
+	tap, err := b.stack.segment.Tap(g.mac)
 	if err != nil {
 		return guestReport{}, withCode(exitEnvironment, err)
 	}

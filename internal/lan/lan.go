@@ -233,9 +233,9 @@ type Tap struct {
 	File *os.File
 }
 
-// Tap makes a port. The file is for QEMU's netdev "tap,fd="; close it here once
-// QEMU has it.
-func (s *Segment) Tap() (*Tap, error) {
+// Tap makes a port for the guest that has this address. The file is for QEMU's
+// netdev "tap,fd="; close it here once QEMU has it.
+func (s *Segment) Tap(mac [6]byte) (*Tap, error) {
 	fd, err := unix.Open(tunPath, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, tunError(err)

@@ -15,6 +15,8 @@ import (
 
 func TestMain(m *testing.M) { nettest.Main(m) }
 
+var guestMAC = [6]byte{0x52, 0x54, 0, 0x12, 0x34, 0x56}
+
 var private = netip.MustParsePrefix("10.77.0.1/24")
 
 func TestPrivateSegmentComesAndGoes(t *testing.T) {
@@ -52,7 +54,7 @@ func TestTapIsAPortUntilItsFileCloses(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	tap, err := s.Tap()
+	tap, err := s.Tap(guestMAC)
 	if err != nil {
 		t.Fatal(err)
 	}
