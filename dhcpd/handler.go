@@ -37,7 +37,7 @@ type Handler struct {
 	ipxe     recent[struct{}] // machines just seen as iPXE
 	refused  recent[string]   // the last Bootfile.Why that was logged
 	inv      *boot.Inventory
-	reserved map[netip.Addr]boot.MAC // of inv
+	reserved map[netip.Addr]bool // in inv
 
 	exhausted, relayed limiter
 }
@@ -102,8 +102,10 @@ func (h *Handler) Decide(req *dhcpv4.DHCPv4, now time.Time) Decision {
 	if !ok || mac == (boot.MAC{}) || mac[0]&1 != 0 || req.OpCode != dhcpv4.OpcodeBootRequest || req.HWType != iana.HWTypeEthernet {
 		return Decision{}
 	}
-	inv := h.inventory()
-	if _, known := inv.Machines[mac]; !known && !h.cfg.AnswerUnknown {
+	q := &query{DHCPv4: req, now: now, mac: mac, client: boot.Classify(mac, options(req.Options))}
+	var known bool
+	q.machine, q.profile, known = h.inventory().Lookup(q.client)
+	if !known && !h.cfg.AnswerUnknown {
 		return Decision{}
 	}
 	if relay := addr(req.GatewayIPAddr); !relay.IsUnspecified() && !h.cfg.Server.Contains(relay) {
@@ -116,8 +118,6 @@ func (h *Handler) Decide(req *dhcpv4.DHCPv4, now time.Time) Decision {
 		}
 		return d
 	}
-	q := &query{DHCPv4: req, now: now, mac: mac, client: boot.Classify(mac, options(req.Options))}
-	q.machine, q.profile = inv.Lookup(mac)
 	q.fixed = h.fixed(q.machine)
 	switch req.MessageType() {
 	case dhcpv4.MessageTypeDiscover:
@@ -141,10 +141,10 @@ func (h *Handler) inventory() *boot.Inventory {
 		return inv
 	}
 	h.inv = inv
-	h.reserved = map[netip.Addr]boot.MAC{}
-	for mac, m := range inv.Machines {
+	h.reserved = map[netip.Addr]bool{}
+	for m := range inv.All() {
 		if a := h.fixed(m); a.IsValid() {
-			h.reserved[a] = mac
+			h.reserved[a] = true
 		}
 	}
 	h.table.rewind()
@@ -161,11 +161,8 @@ func (h *Handler) fixed(m boot.Machine) netip.Addr {
 	return a
 }
 
-// reservedFor reports whether an address is reserved for another machine.
-func (h *Handler) reservedFor(a netip.Addr, mac boot.MAC) bool {
-	owner, ok := h.reserved[a]
-	return ok && owner != mac
-}
+// elsewhere reports whether an address is reserved for another machine.
+func (h *Handler) elsewhere(q *query, a netip.Addr) bool { return h.reserved[a] && a != q.fixed }
 
 // discover answers DHCPDISCOVER (RFC 2131 §4.3.1).
 func (h *Handler) discover(q *query) Decision {
@@ -190,13 +187,13 @@ func (h *Handler) choose(q *query) (netip.Addr, bool) {
 	if q.fixed.IsValid() && !h.table.taken(q.fixed, q.mac, q.now) {
 		return q.fixed, true
 	}
-	if last, ok := h.table.last(q.mac); ok && h.table.pooled(last.Addr) && !h.reservedFor(last.Addr, q.mac) {
+	if last, ok := h.table.last(q.mac); ok && h.table.pooled(last.Addr) && !h.elsewhere(q, last.Addr) {
 		return last.Addr, true
 	}
-	if a := q.requested(); h.table.pooled(a) && !h.reservedFor(a, q.mac) && !h.table.taken(a, q.mac, q.now) {
+	if a := q.requested(); h.table.pooled(a) && !h.elsewhere(q, a) && !h.table.taken(a, q.mac, q.now) {
 		return a, true
 	}
-	return h.table.pick(q.now, func(a netip.Addr) bool { return h.reservedFor(a, q.mac) })
+	return h.table.pick(q.now, func(a netip.Addr) bool { return h.elsewhere(q, a) })
 }
 
 // verdict is what we think of an address that a client wants to use.
@@ -214,7 +211,7 @@ func (h *Handler) judge(q *query, a netip.Addr) (v verdict, why string) {
 	switch {
 	case !h.cfg.Server.Contains(a):
 		return wrong, "not on this segment"
-	case h.reservedFor(a, q.mac):
+	case h.elsewhere(q, a):
 		return wrong, "reserved for another machine"
 	case h.table.taken(a, q.mac, q.now):
 		return wrong, "in use by another machine"

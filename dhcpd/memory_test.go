@@ -72,7 +72,7 @@ func TestRefusalIsSaidOnce(t *testing.T) {
 	h := newHandler(t, testConfig())
 	arm := ask{mac: macA, message: discover, options: map[uint8]string{60: "PXEClient", 93: "\x00\x0b"}}
 	d := h.Decide(arm.packet(), t0)
-	if !strings.Contains(d.Warn, "no boot program for UEFI ARM64") || !strings.HasSuffix(d.Told.Detail, d.Warn[strings.Index(d.Warn, "no boot program"):]) {
+	if !strings.Contains(d.Warn, "no boot program for uefi-arm64") || !strings.HasSuffix(d.Told.Detail, d.Warn[strings.Index(d.Warn, "no boot program"):]) {
 		t.Errorf("warning %q, timeline %q", d.Warn, d.Told.Detail)
 	}
 	if d := h.Decide(arm.packet(), t0.Add(time.Hour)); d.Warn != "" {

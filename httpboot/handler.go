@@ -148,7 +148,7 @@ func (s *Server) serveIndex(w http.ResponseWriter) {
 	b.WriteString("\nMachines and what they boot:\n")
 	macs := slices.SortedFunc(maps.Keys(inv.Machines), func(a, b boot.MAC) int { return bytes.Compare(a[:], b[:]) })
 	for _, mac := range macs {
-		m, p := inv.Lookup(mac)
+		m, p, _ := inv.Lookup(boot.Client{MAC: mac})
 		fmt.Fprintf(&b, "  %s  %s  %s  %s\n", s.url(boot.ScriptPath(mac)), mac, orNone(m.Name), orNone(p.Name))
 	}
 	fmt.Fprintf(&b, "  %s  any other machine: %s\n", s.url("/ipxe/MAC"), orNone(inv.Default))
@@ -163,7 +163,7 @@ func orNone(s string) string {
 }
 
 func (s *Server) serveScript(w http.ResponseWriter, r *http.Request, mac boot.MAC) {
-	_, p := s.inventory().Lookup(mac)
+	_, p, _ := s.inventory().Lookup(s.cfg.Client(mac))
 	text, err := s.script(mac, p)
 	e := timeline.Event{Machine: mac.String(), Stage: timeline.Script, Detail: p.Name}
 	switch {

@@ -47,6 +47,9 @@ type Config struct {
 	// Inventory returns what is known of machines; it is called for every
 	// request. nil means that nothing is known.
 	Inventory func() *boot.Inventory
+	// Client returns what DHCP last saw of a machine's firmware, by which the
+	// inventory may know it; nil: only its MAC.
+	Client func(boot.MAC) boot.Client
 	// NBP holds the boot programs for UEFI HTTP Boot; nil: none. Names are
 	// checked before they reach it, symbolic links are not: for a directory
 	// use os.Root, which keeps them inside.
@@ -97,6 +100,9 @@ func newServer(cfg Config) *Server {
 	if cfg.Inventory == nil {
 		empty := &boot.Inventory{}
 		cfg.Inventory = func() *boot.Inventory { return empty }
+	}
+	if cfg.Client == nil {
+		cfg.Client = func(mac boot.MAC) boot.Client { return boot.Client{MAC: mac} }
 	}
 	if cfg.Who == nil {
 		cfg.Who = func(netip.Addr) string { return "" }

@@ -14,51 +14,60 @@ const (
 	NBPIPXE     = "ipxe.efi"      // iPXE for UEFI x64 with its own NIC drivers
 )
 
+// The boot programs of Secure Boot: shim, which Microsoft signed, by platform.
+// Each loads a signed GRUB from beside it.
+const (
+	NBPShimX64   = "shimx64.efi"
+	NBPShimARM64 = "shimaa64.efi"
+)
+
 // File is one file that a profile boots: Name in URLs, Path on this machine.
 type File struct {
 	Name string
 	Path string
 }
 
-// Profile is a system that machines can boot.
+// LocalName is the name of the profile that boots the machine's own disk. It is
+// always there.
+const LocalName = "local"
+
+// Profile is a system that machines can boot: a kernel with its initrds, an
+// iPXE script, or programs that the firmware runs. The zero Profile boots
+// nothing.
 type Profile struct {
 	Name    string
 	Kernel  File
 	Initrds []File
-	Cmdline string // kernel command line, without initrd=
+	Cmdline string // kernel command line without initrd=; a template, see Expand
 	Script  string // iPXE script used as it is instead of kernel and initrds; empty for most
+
+	// Programs are run by the firmware of a platform in place of our iPXE:
+	// paths as the client asks for them, below Tree or, for one that stands
+	// alone, EFI.Name.
+	Programs map[Platform]string
+	Tree     string // directory of a netboot tree that others made, served as it is
+	EFI      File   // an EFI program that stands alone
+
+	// SecureBoot starts Kernel through shim and GRUB, which check signatures,
+	// on firmware that has no iPXE that Secure Boot would let run.
+	SecureBoot bool
 }
 
-// Machine is what the configuration says of one machine.
+// Local reports whether the profile is to leave the machine to its own disk.
+func (p Profile) Local() bool { return p.Name == LocalName }
+
+// Machine is what the configuration says of one machine. It is known by MAC,
+// by UUID or, if it has neither, by the host name that it sends.
 type Machine struct {
 	MAC       MAC
+	UUID      string // as Client.UUID prints it; may be empty
 	Name      string // host name (option 12); may be empty
 	Addr      string // reserved IPv4 address; empty for one out of the pool
-	Profile   string // name of its profile; empty for the inventory's default
+	Profile   string // name of its profile; empty for that of a rule or the inventory's default
 	NBP       string // boot program instead of the architecture's usual one
 	Chainload bool   // load our iPXE even if the firmware's own iPXE would do
-}
-
-// Inventory is all machines and profiles that are known.
-type Inventory struct {
-	Machines map[MAC]Machine
-	Profiles map[string]Profile
-	Default  string // profile of machines that name none; empty: they get an address and no boot file
-}
-
-// Lookup finds the machine with this MAC and the profile that it boots. An
-// unknown machine is a zero Machine with its MAC. A profile that does not
-// exist is a zero Profile.
-func (inv *Inventory) Lookup(mac MAC) (Machine, Profile) {
-	m, ok := inv.Machines[mac]
-	if !ok {
-		m = Machine{MAC: mac}
-	}
-	name := m.Profile
-	if name == "" {
-		name = inv.Default
-	}
-	return m, inv.Profiles[name]
+	Tags      []string
+	Options   []Option // instead of the segment's with the same codes
 }
 
 // Via is the protocol by which a boot file is fetched.
@@ -84,46 +93,63 @@ func ScriptPath(mac MAC) string { return "/ipxe/" + mac.String() }
 // NBPPath is the path of a boot program on the HTTP server.
 func NBPPath(name string) string { return "/nbp/" + name }
 
-// NextStage decides what a client gets next: firmware gets an iPXE of its
-// architecture, an iPXE that can run our script gets the script, an operating
+// NextStage decides what a client gets next. Firmware gets the program of its
+// profile, or shim where Secure Boot is wanted, or else an iPXE of its
+// platform; an iPXE that can run our script gets the script; an operating
 // system gets nothing. A machine without a profile boots nothing.
 func NextStage(c Client, m Machine, p Profile) Bootfile {
-	if c.Kind == KindOS {
+	switch {
+	case c.Kind == KindOS:
 		return Bootfile{}
-	}
-	if p.Name == "" {
+	case p.Name == "":
 		return Bootfile{Why: "no profile for " + c.MAC.String()}
+	case p.Local() && c.Kind != KindIPXE:
+		// Firmware that is told of no boot file goes on to its next device.
+		return Bootfile{Why: "it boots its local disk"}
+	}
+	if program := p.Programs[c.Platform()]; program != "" {
+		// For an iPXE too: programs such as PXELINUX go on asking by TFTP.
+		return fetch(c, program)
+	}
+	if len(p.Programs) > 0 && p.Kernel.Name == "" && p.Script == "" {
+		return Bootfile{Why: fmt.Sprintf("profile %s has no program for %s", p.Name, c.Platform())}
 	}
 	if c.Kind == KindIPXE {
-		capable := c.IPXE.Capable(c.Arch() != ArchBIOS)
+		capable := c.IPXE.Capable(c.Platform() != BIOS)
 		switch {
 		case capable && (c.Loaded || !m.Chainload):
 			return Bootfile{Via: ViaHTTP, Path: ScriptPath(c.MAC)}
 		case c.Loaded:
 			return Bootfile{Why: fmt.Sprintf("the iPXE %s that it was given cannot fetch HTTP and boot Linux", c.IPXE.Version)}
 		}
+	} else if p.SecureBoot {
+		if shim := shims[c.Platform()]; shim != "" {
+			return fetch(c, shim)
+		}
+		if c.Platform() != BIOS {
+			return Bootfile{Why: fmt.Sprintf("no signed boot program for %s", c.Platform())}
+		}
 	}
 	nbp := m.NBP
 	if nbp == "" {
-		nbp = defaultNBP(c.Arch())
+		nbp = defaultNBPs[c.Platform()]
 	}
 	if nbp == "" {
-		return Bootfile{Why: fmt.Sprintf("no boot program for %s", c.Arch())}
+		return Bootfile{Why: fmt.Sprintf("no boot program for %s; name one in [nbp]", c.Platform())}
 	}
-	if c.Kind == KindHTTP {
-		return Bootfile{Via: ViaHTTP, Path: NBPPath(nbp)}
-	}
-	return Bootfile{Via: ViaTFTP, Path: nbp}
+	return fetch(c, nbp)
 }
 
-// defaultNBP prefers the builds that use the firmware's NIC driver: it has
-// just worked, and iPXE's own driver of that NIC may not.
-func defaultNBP(a Arch) string {
-	switch {
-	case a == ArchBIOS:
-		return NBPUndionly
-	case a.X64():
-		return NBPSNPOnly
+// fetch names a program in the protocol that the client asked with.
+func fetch(c Client, program string) Bootfile {
+	if c.Kind == KindHTTP {
+		return Bootfile{Via: ViaHTTP, Path: NBPPath(program)}
 	}
-	return ""
+	return Bootfile{Via: ViaTFTP, Path: program}
 }
+
+// defaultNBPs prefers the builds that use the firmware's NIC driver: it has
+// just worked, and iPXE's own driver of that NIC may not.
+var defaultNBPs = map[Platform]string{BIOS: NBPUndionly, UEFIX64: NBPSNPOnly}
+
+var shims = map[Platform]string{UEFIX64: NBPShimX64, UEFIARM64: NBPShimARM64}

@@ -10,6 +10,7 @@ import (
 
 // The DHCP options that say who is asking.
 const (
+	optHostName    = 12  // RFC 2132 §3.14
 	optVendorClass = 60  // RFC 2132 §9.13
 	optUserClass   = 77  // RFC 3004, though iPXE sends a raw string
 	optArch        = 93  // RFC 4578 §2.1: a list of 16-bit numbers
@@ -68,11 +69,13 @@ func (i IPXE) Capable(efi bool) bool {
 
 // Client is who sent a DHCP request, as far as the request tells.
 type Client struct {
-	MAC   MAC
-	Kind  Kind
-	Archs []Arch // option 93 in the order it was sent; empty when absent
-	UUID  string // option 97 as 32 hex digits with dashes; empty when absent
-	IPXE  IPXE   // of KindIPXE
+	MAC    MAC
+	Kind   Kind
+	Archs  []Arch // option 93 in the order it was sent; empty when absent
+	UUID   string // option 97 as 32 hex digits with dashes; empty when absent
+	Vendor string // option 60, the vendor class; empty when absent
+	Host   string // option 12, the host name that it says it has; empty when absent
+	IPXE   IPXE   // of KindIPXE
 	// Loaded means that this program is one that we gave it in this very
 	// boot. Whoever hands out boot programs remembers that: the request
 	// does not say it, and without it an iPXE could be given an iPXE for
@@ -83,11 +86,11 @@ type Client struct {
 // Classify reads who is asking out of a request's options. It never fails: an
 // option that makes no sense counts as absent.
 func Classify(mac MAC, o Options) Client {
-	c := Client{MAC: mac, UUID: formatUUID(o.Get(optUUID))}
+	vendor := o.Get(optVendorClass)
+	c := Client{MAC: mac, UUID: formatUUID(o.Get(optUUID)), Vendor: string(vendor), Host: strings.TrimRight(string(o.Get(optHostName)), "\x00")}
 	for b := o.Get(optArch); len(b) >= 2; b = b[2:] {
 		c.Archs = append(c.Archs, Arch(binary.BigEndian.Uint16(b)))
 	}
-	vendor := o.Get(optVendorClass)
 	switch {
 	case isIPXE(o.Get(optUserClass)):
 		c.Kind = KindIPXE
@@ -117,6 +120,17 @@ func (c Client) Arch() Arch {
 // isIPXE accepts iPXE's raw string and the length-prefixed form of RFC 3004.
 func isIPXE(userClass []byte) bool {
 	return string(userClass) == "iPXE" || string(userClass) == "\x04iPXE"
+}
+
+// ParseUUID reads a UUID as people and firmware write it, in either case, and
+// returns it as Client.UUID has it.
+func ParseUUID(s string) (string, error) {
+	h := strings.ReplaceAll(s, "-", "")
+	b, err := hex.DecodeString(h)
+	if err != nil || len(b) != 16 {
+		return "", fmt.Errorf("%q is not a UUID such as 01020304-0506-0708-090a-0b0c0d0e0f10", s)
+	}
+	return formatUUID(append([]byte{0}, b...)), nil
 }
 
 // parseIPXE reads the sub-options of option 175: one byte of code, one of
