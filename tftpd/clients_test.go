@@ -81,7 +81,7 @@ var foreign = []struct {
 func TestForeignClients(t *testing.T) {
 	addr, host := segment(t)
 	dir, sums := directory(t)
-	s := start(t, Config{Addr: addr, Interface: "br0", FS: os.DirFS(dir)})
+	s := start(t, Config{Addr: addr, Interface: "br0", Files: only(os.DirFS(dir))})
 	for _, client := range foreign {
 		for _, size := range client.sizes {
 			t.Run(fmt.Sprintf("%s/%d", client.program, size), func(t *testing.T) {
@@ -109,7 +109,7 @@ func TestForeignClients(t *testing.T) {
 func TestBlockNumbersWrap(t *testing.T) {
 	addr, host := segment(t)
 	dir, sums := directory(t)
-	start(t, Config{Addr: addr, Interface: "br0", FS: os.DirFS(dir)})
+	start(t, Config{Addr: addr, Interface: "br0", Files: only(os.DirFS(dir))})
 	for _, client := range foreign {
 		t.Run(client.program, func(t *testing.T) {
 			nettest.Need(t, client.program)
@@ -134,7 +134,7 @@ func TestLossyLink(t *testing.T) {
 	}
 	t.Cleanup(func() { exec.Command("nft", "delete table ip lossy").Run() })
 	host.Run(t, "nft", loss)
-	start(t, Config{Addr: addr, Interface: "br0", FS: os.DirFS(dir)})
+	start(t, Config{Addr: addr, Interface: "br0", Files: only(os.DirFS(dir))})
 	for _, client := range foreign {
 		t.Run(client.program, func(t *testing.T) {
 			nettest.Need(t, client.program)
@@ -151,7 +151,7 @@ func TestForeignClientsAreRefused(t *testing.T) {
 	nettest.Need(t, "tftp", "curl")
 	addr, host := segment(t)
 	dir, _ := directory(t)
-	s := start(t, Config{Addr: addr, Interface: "br0", FS: os.DirFS(dir)})
+	s := start(t, Config{Addr: addr, Interface: "br0", Files: only(os.DirFS(dir))})
 	to := filepath.Join(t.TempDir(), "x")
 	tests := []struct {
 		name    string
@@ -188,7 +188,7 @@ func TestAnswersComeFromTheAddressThatWasAsked(t *testing.T) {
 		t.Fatalf("%s", out)
 	}
 	second := netip.MustParseAddr("10.78.0.2")
-	s := start(t, Config{Addr: second, Interface: "br0", FS: files()})
+	s := start(t, Config{Addr: second, Interface: "br0", Files: only(files())})
 	if got := host.Run(t, "curl", "-sS", "tftp://10.78.0.2/snponly.efi"); !bytes.Equal([]byte(got), pattern(5000)) {
 		t.Errorf("got %d bytes that differ", len(got))
 	}

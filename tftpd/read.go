@@ -75,7 +75,7 @@ func (s *Server) read(requested string, w io.ReaderFrom) error {
 		return err
 	}
 	t.name = name
-	f, size, err := open(s.cfg.FS, name)
+	f, size, err := open(s.cfg.Files(from), name)
 	if err != nil {
 		log.Info("TFTP file not served", "error", err)
 		t.record(timeline.Fail, err.Error())
@@ -136,6 +136,9 @@ func errorPacket(code uint16, message string) []byte {
 
 // open opens a file and finds its size in bytes. Its errors name the file.
 func open(fsys fs.FS, name string) (fs.File, int64, error) {
+	if fsys == nil {
+		return nil, 0, &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
+	}
 	f, err := fsys.Open(name)
 	if err != nil {
 		return nil, 0, err

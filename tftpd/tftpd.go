@@ -42,16 +42,17 @@ var pauses = [...]time.Duration{200 * time.Millisecond, 400 * time.Millisecond, 
 // maxTransfers at once; each holds a socket and a file.
 const maxTransfers = 1024
 
-// Config is what a Server needs to know. Addr and FS are required; the zero
-// value of everything else is useful.
+// Config is what a Server needs to know. Addr is required; the zero value of
+// everything else is useful.
 type Config struct {
 	Addr      netip.Addr // IPv4 address to serve on, and the source of all answers
 	Interface string     // serve on this link only; empty: wherever Addr is reached
 	Port      uint16     // 0 means DefaultPort
 
-	// FS holds the files. Names are checked before they reach it, symbolic
+	// Files returns what the client at an address may fetch; nil, from either,
+	// serves nothing. Names are checked before they reach the fs.FS, symbolic
 	// links are not: for a directory use os.Root, which keeps them inside.
-	FS fs.FS
+	Files func(client netip.Addr) fs.FS
 	// MTU of the link in bytes; 0 asks the interface that has Addr.
 	MTU int
 
@@ -77,8 +78,8 @@ func New(cfg Config) (*Server, error) {
 	if !cfg.Addr.Is4() || cfg.Addr.IsUnspecified() {
 		return nil, fmt.Errorf("TFTP on %s: give the IPv4 address to serve on, such as 10.77.0.1", cfg.Addr)
 	}
-	if cfg.FS == nil {
-		return nil, errors.New("TFTP needs files to serve")
+	if cfg.Files == nil {
+		cfg.Files = func(netip.Addr) fs.FS { return nil }
 	}
 	if cfg.Port == 0 {
 		cfg.Port = DefaultPort

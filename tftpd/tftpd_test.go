@@ -142,6 +142,9 @@ func files() fs.FS {
 	}
 }
 
+// only gives the same files to every client.
+func only(fsys fs.FS) func(netip.Addr) fs.FS { return func(netip.Addr) fs.FS { return fsys } }
+
 // client is a TFTP client that does only what it is told.
 type client struct {
 	t      testing.TB
@@ -151,7 +154,12 @@ type client struct {
 
 func dial(t testing.TB, at netip.Addr) *client {
 	t.Helper()
-	conn, err := net.ListenUDP("udp4", nil)
+	return dialFrom(t, netip.IPv4Unspecified(), at)
+}
+
+func dialFrom(t testing.TB, from, at netip.Addr) *client {
+	t.Helper()
+	conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: from.AsSlice()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -353,7 +361,7 @@ func TestOptions(t *testing.T) {
 			if mtu == 0 {
 				mtu = 1500
 			}
-			s := start(t, Config{Addr: loopback, FS: files(), MTU: mtu})
+			s := start(t, Config{Addr: loopback, Files: only(files()), MTU: mtu})
 			c := dial(t, loopback)
 			c.request(1, append([]string{"snponly.efi", "octet"}, tt.opts...)...)
 			blksize := 512
@@ -380,7 +388,7 @@ func TestOptions(t *testing.T) {
 
 func TestRefusals(t *testing.T) {
 	const read, write = 1, 2
-	s := start(t, Config{Addr: loopback, FS: files()})
+	s := start(t, Config{Addr: loopback, Files: only(files())})
 	tests := []struct {
 		opcode uint16
 		name   string
@@ -413,8 +421,24 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
+func TestEachClientHasItsFiles(t *testing.T) {
+	views := map[netip.Addr]fs.FS{
+		netip.MustParseAddr("127.0.0.2"): fstest.MapFS{"grub.cfg": {Data: []byte("first")}},
+		netip.MustParseAddr("127.0.0.3"): fstest.MapFS{"grub.cfg": {Data: []byte("second")}},
+	}
+	start(t, Config{Addr: loopback, Files: func(a netip.Addr) fs.FS { return views[a] }})
+	for addr, want := range map[string]string{"127.0.0.2": "\x00\x03\x00\x01first", "127.0.0.3": "\x00\x03\x00\x01second", "127.0.0.4": "\x00\x05\x00\x01file not found: grub.cfg\x00"} {
+		c := dialFrom(t, netip.MustParseAddr(addr), loopback)
+		c.request(1, "grub.cfg", "octet")
+		if got := string(c.receive()); got != want {
+			t.Errorf("%s: got %q, want %q", addr, got, want)
+		}
+		c.ack(1)
+	}
+}
+
 func TestSizeProbeIsNoError(t *testing.T) {
-	s := start(t, Config{Addr: loopback, FS: files()})
+	s := start(t, Config{Addr: loopback, Files: only(files())})
 	for _, code := range []byte{8, 0} {
 		c := dial(t, loopback)
 		c.request(1, "snponly.efi", "octet", "tsize", "0", "blksize", "1468")
@@ -431,7 +455,7 @@ func TestSizeProbeIsNoError(t *testing.T) {
 
 func TestTimelineOfATransfer(t *testing.T) {
 	const mac = "52:54:00:12:34:56"
-	s := start(t, Config{Addr: loopback, FS: files(), Who: func(a netip.Addr) string {
+	s := start(t, Config{Addr: loopback, Files: only(files()), Who: func(a netip.Addr) string {
 		if a == loopback {
 			return mac
 		}
@@ -457,7 +481,7 @@ func TestTimelineOfATransfer(t *testing.T) {
 }
 
 func TestSmallFiles(t *testing.T) {
-	start(t, Config{Addr: loopback, FS: files()})
+	start(t, Config{Addr: loopback, Files: only(files())})
 	for name, size := range map[string]int{"empty": 0, "boot/grubx64": 512} {
 		c := dial(t, loopback)
 		c.request(1, name, "octet")
@@ -468,7 +492,7 @@ func TestSmallFiles(t *testing.T) {
 }
 
 func TestLostPacketsAreSentAgain(t *testing.T) {
-	s := start(t, Config{Addr: loopback, FS: files()})
+	s := start(t, Config{Addr: loopback, Files: only(files())})
 	c := dial(t, loopback)
 	c.request(1, "snponly.efi", "octet", "blksize", "4096")
 	oack := c.receive()
@@ -510,7 +534,7 @@ func (c *client) finish(first []byte) {
 }
 
 func TestLastAcknowledgementMayBeMissing(t *testing.T) {
-	s := start(t, Config{Addr: loopback, FS: files()})
+	s := start(t, Config{Addr: loopback, Files: only(files())})
 	c := dial(t, loopback)
 	c.request(1, "snponly.efi", "octet", "blksize", "4096")
 	c.receive()
@@ -527,7 +551,7 @@ func TestLastAcknowledgementMayBeMissing(t *testing.T) {
 }
 
 func TestShutdownEndsTransfers(t *testing.T) {
-	s := start(t, Config{Addr: loopback, FS: fstest.MapFS{"large": {Data: make([]byte, 16<<20)}}})
+	s := start(t, Config{Addr: loopback, Files: only(fstest.MapFS{"large": {Data: make([]byte, 16<<20)}})})
 	c := dial(t, loopback)
 	c.request(1, "large", "octet")
 	p := c.receive()
@@ -545,7 +569,7 @@ func TestShutdownEndsTransfers(t *testing.T) {
 }
 
 func TestClientThatGivesUp(t *testing.T) {
-	s := start(t, Config{Addr: loopback, FS: files()})
+	s := start(t, Config{Addr: loopback, Files: only(files())})
 	c := dial(t, loopback)
 	c.request(1, "snponly.efi", "octet")
 	c.receive()
@@ -568,15 +592,14 @@ func TestConfigErrors(t *testing.T) {
 		cfg  Config
 		want string
 	}{
-		{"no address", Config{FS: files()}, "give the IPv4 address"},
-		{"IPv6", Config{Addr: netip.MustParseAddr("fd00::1"), FS: files()}, "give the IPv4 address"},
-		{"any address", Config{Addr: netip.IPv4Unspecified(), FS: files()}, "give the IPv4 address"},
-		{"no files", Config{Addr: loopback}, "needs files"},
-		{"port taken", Config{Addr: loopback, Port: 1069, FS: files()}, "UDP port 1069 of 127.0.0.1: another program holds it; 'ss -ulpn sport = :1069'"},
-		{"no such interface", Config{Addr: loopback, Interface: "nolink0", FS: files()}, "nolink0: no such network interface"},
-		{"no such interface, MTU given", Config{Addr: loopback, Interface: "nolink0", MTU: 1500, FS: files()}, "no such device"},
-		{"foreign address", Config{Addr: netip.MustParseAddr("192.0.2.1"), FS: files()}, "no network interface has that address"},
-		{"foreign address, MTU given", Config{Addr: netip.MustParseAddr("192.0.2.1"), MTU: 1500, FS: files()}, "this machine does not have that address"},
+		{"no address", Config{Files: only(files())}, "give the IPv4 address"},
+		{"IPv6", Config{Addr: netip.MustParseAddr("fd00::1"), Files: only(files())}, "give the IPv4 address"},
+		{"any address", Config{Addr: netip.IPv4Unspecified(), Files: only(files())}, "give the IPv4 address"},
+		{"port taken", Config{Addr: loopback, Port: 1069, Files: only(files())}, "UDP port 1069 of 127.0.0.1: another program holds it; 'ss -ulpn sport = :1069'"},
+		{"no such interface", Config{Addr: loopback, Interface: "nolink0", Files: only(files())}, "nolink0: no such network interface"},
+		{"no such interface, MTU given", Config{Addr: loopback, Interface: "nolink0", MTU: 1500, Files: only(files())}, "no such device"},
+		{"foreign address", Config{Addr: netip.MustParseAddr("192.0.2.1"), Files: only(files())}, "no network interface has that address"},
+		{"foreign address, MTU given", Config{Addr: netip.MustParseAddr("192.0.2.1"), MTU: 1500, Files: only(files())}, "this machine does not have that address"},
 	}
 	for _, tt := range tests {
 		if _, err := New(tt.cfg); err == nil || !strings.Contains(err.Error(), tt.want) {
@@ -599,7 +622,7 @@ func FuzzRequest(f *testing.F) {
 	// All workers share one network: each serves on an address of its own.
 	pid := os.Getpid()
 	addr := netip.AddrFrom4([4]byte{127, 64 | byte(pid>>16), byte(pid >> 8), byte(pid)})
-	start(f, Config{Addr: addr, MTU: 1500, FS: files()})
+	start(f, Config{Addr: addr, MTU: 1500, Files: only(files())})
 	// The stranger wants none of the transfers that it may have begun; left
 	// alone, they would soon be as many as the server allows.
 	stranger, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 9)})

@@ -111,7 +111,7 @@ func openStack(cfg stackConfig) (_ *stack, err error) {
 	s.tasks = append(s.tasks, advertiser)
 
 	tftp, err := tftpd.New(tftpd.Config{
-		Addr: address.Addr(), Interface: iface, FS: cfg.NBP, MTU: s.segment.MTU(),
+		Addr: address.Addr(), Interface: iface, Files: func(netip.Addr) fs.FS { return cfg.NBP }, MTU: s.segment.MTU(),
 		Who: s.dhcp.Who, Timeline: s.timeline, Logger: cfg.Log,
 	})
 	if err != nil {
