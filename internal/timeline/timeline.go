@@ -5,6 +5,7 @@
 package timeline
 
 import (
+	"container/list"
 	"slices"
 	"sync"
 	"time"
@@ -70,19 +71,20 @@ const (
 // events and drops them. All methods may be called at the same time.
 type Recorder struct {
 	mu       sync.Mutex
-	machines map[string]*history
+	machines map[string]*list.Element // of silent
+	silent   *list.List               // of *history, the machine that was silent longest first
 	watchers map[int]func(Event)
 	nextID   int
 }
 
 type history struct {
-	events []Event
-	last   time.Time
+	machine string
+	events  []Event
 }
 
 // New returns an empty Recorder.
 func New() *Recorder {
-	return &Recorder{machines: map[string]*history{}, watchers: map[int]func(Event){}}
+	return &Recorder{machines: map[string]*list.Element{}, silent: list.New(), watchers: map[int]func(Event){}}
 }
 
 // Record stores an event; a zero time becomes now.
@@ -104,29 +106,27 @@ func (r *Recorder) Record(e Event) {
 }
 
 func (r *Recorder) store(e Event) {
-	h := r.machines[e.Machine]
-	if h == nil {
-		if len(r.machines) >= maxMachines {
-			r.forgetOldest()
-		}
-		h = &history{}
-		r.machines[e.Machine] = h
+	known := r.machines[e.Machine]
+	switch {
+	case known != nil:
+	case len(r.machines) < maxMachines:
+		known = r.silent.PushBack(&history{machine: e.Machine})
+		r.machines[e.Machine] = known
+	default:
+		// A flood of strangers costs no more memory than it has already.
+		known = r.silent.Front()
+		oldest := known.Value.(*history)
+		delete(r.machines, oldest.machine)
+		clear(oldest.events)
+		oldest.machine, oldest.events = e.Machine, oldest.events[:0]
+		r.machines[e.Machine] = known
 	}
+	r.silent.MoveToBack(known)
+	h := known.Value.(*history)
 	if len(h.events) == maxEvents {
 		h.events = slices.Delete(h.events, 0, maxEvents/4)
 	}
 	h.events = append(h.events, e)
-	h.last = e.At
-}
-
-func (r *Recorder) forgetOldest() {
-	var oldest string
-	for name, h := range r.machines {
-		if oldest == "" || h.last.Before(r.machines[oldest].last) {
-			oldest = name
-		}
-	}
-	delete(r.machines, oldest)
 }
 
 // Watch calls fn with every event from now on, Progress included, until cancel
@@ -155,11 +155,11 @@ func (r *Recorder) Events(machine string) []Event {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	h := r.machines[machine]
-	if h == nil {
+	known := r.machines[machine]
+	if known == nil {
 		return nil
 	}
-	return slices.Clone(h.events)
+	return slices.Clone(known.Value.(*history).events)
 }
 
 // Machines returns the MACs of which something is stored, sorted.
