@@ -1,6 +1,7 @@
 package dhcpd
 
 import (
+	"container/list"
 	"time"
 
 	"github.com/every-channel/ecboot/internal/boot"
@@ -14,43 +15,47 @@ const maxRemembered = 4096
 // recent remembers a value per machine for a limited time after it was put.
 type recent[V any] struct {
 	life time.Duration
-	m    map[boot.MAC]stamped[V]
+	m    map[boot.MAC]*list.Element // of order
+	// The machine that was put last comes last.
+	order *list.List // of *remembered[V]
 }
 
-type stamped[V any] struct {
+type remembered[V any] struct {
+	mac   boot.MAC
 	value V
 	until time.Time
 }
 
 func newRecent[V any](life time.Duration) recent[V] {
-	return recent[V]{life: life, m: map[boot.MAC]stamped[V]{}}
+	return recent[V]{life: life, m: map[boot.MAC]*list.Element{}, order: list.New()}
 }
 
 func (r *recent[V]) get(mac boot.MAC, now time.Time) (v V, ok bool) {
-	s, ok := r.m[mac]
-	if !ok || !now.Before(s.until) {
+	e := r.m[mac]
+	if e == nil {
 		return v, false
 	}
-	return s.value, true
+	known := e.Value.(*remembered[V])
+	if !now.Before(known.until) {
+		return v, false
+	}
+	return known.value, true
 }
 
 func (r *recent[V]) put(mac boot.MAC, v V, now time.Time) {
-	if _, known := r.m[mac]; !known && len(r.m) >= maxRemembered {
-		r.evict()
+	e := r.m[mac]
+	switch {
+	case e != nil:
+		r.order.MoveToBack(e)
+	case len(r.m) < maxRemembered:
+		e = r.order.PushBack(&remembered[V]{})
+	default:
+		e = r.order.Front()
+		delete(r.m, e.Value.(*remembered[V]).mac)
+		r.order.MoveToBack(e)
 	}
-	r.m[mac] = stamped[V]{v, now.Add(r.life)}
-}
-
-// evict forgets the machine that was put longest ago.
-func (r *recent[V]) evict() {
-	var oldest boot.MAC
-	var until time.Time
-	for mac, s := range r.m {
-		if until.IsZero() || s.until.Before(until) {
-			oldest, until = mac, s.until
-		}
-	}
-	delete(r.m, oldest)
+	r.m[mac] = e
+	*e.Value.(*remembered[V]) = remembered[V]{mac, v, now.Add(r.life)}
 }
 
 // bootLife is how long after a boot program was handed out the next iPXE of
