@@ -22,9 +22,6 @@ const (
 	declineTime = 10 * time.Minute
 )
 
-// logPause is the time between two log lines about the same nuisance.
-const logPause = time.Minute
-
 // Handler decides what a request is answered. It does no I/O and reads no
 // clock; what it remembers are addresses and the boot programs it handed out.
 // All methods may be called at the same time.
@@ -39,7 +36,7 @@ type Handler struct {
 	inv      *boot.Inventory
 	reserved map[netip.Addr]bool // in inv
 
-	exhausted, relayed limiter
+	exhausted, relayed nuisance
 }
 
 // NewHandler returns a Handler that goes on with these leases.
@@ -49,13 +46,11 @@ func NewHandler(cfg Config, leases []Lease) (*Handler, error) {
 		return nil, err
 	}
 	return &Handler{
-		cfg:       cfg,
-		table:     newTable(cfg.Server, cfg.Pool, leases),
-		chains:    chains{newRecent[chain](bootLife)},
-		ipxe:      newRecent[struct{}](bootLife),
-		refused:   newRecent[string](24 * time.Hour),
-		exhausted: limiter{pause: logPause},
-		relayed:   limiter{pause: logPause},
+		cfg:     cfg,
+		table:   newTable(cfg.Server, cfg.Pool, leases),
+		chains:  chains{newRecent[chain](bootLife)},
+		ipxe:    newRecent[struct{}](bootLife),
+		refused: newRecent[string](24 * time.Hour),
 	}, nil
 }
 
@@ -113,7 +108,7 @@ func (h *Handler) Decide(req *dhcpv4.DHCPv4, now time.Time) Decision {
 		// and of that we have none. It also keeps anybody from aiming
 		// our replies at strangers.
 		d := Decision{}
-		if h.relayed.allow(now) {
+		if _, say := h.relayed.note(now); say {
 			d.Warn = fmt.Sprintf("relay %s is not on %s: requests that it passes on are not answered", relay, h.cfg.Server.Masked())
 		}
 		return d
@@ -169,7 +164,7 @@ func (h *Handler) discover(q *query) Decision {
 	d := Decision{Asked: q.event("discover", "")}
 	a, ok := h.choose(q)
 	if !ok {
-		if h.exhausted.allow(q.now) {
+		if _, say := h.exhausted.note(q.now); say {
 			d.Warn = fmt.Sprintf("no free address for %s: enlarge the pool or shorten the lease time", q.mac)
 		}
 		return d
@@ -292,10 +287,10 @@ func (h *Handler) bind(d *Decision, q *query, a netip.Addr) {
 }
 
 // undo takes back leases that could not be stored: no ACK left for them.
-func (h *Handler) undo(decisions []Decision) {
+func (h *Handler) undo(group []pending) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for _, d := range slices.Backward(decisions) {
+	for _, d := range slices.Backward(group) {
 		if d.Commit != nil && d.Commit.State == Bound {
 			h.table.set(d.before)
 		}
@@ -322,11 +317,24 @@ func (h *Handler) release(q *query) Decision {
 	a := addr(q.ClientIPAddr)
 	d := Decision{Asked: q.event("release", a.String())}
 	if l, ok := h.table.last(q.mac); ok && l.Addr == a && l.State == Bound && q.forUs(h.cfg.Server.Addr()) {
-		l.State, l.Expires = Released, q.now.UTC().Truncate(time.Second)
+		l = l.released(q.now)
 		h.table.set(l)
 		d.Commit = &l
 	}
 	return d
+}
+
+// free ends the lease of an address for its client.
+func (h *Handler) free(a netip.Addr, now time.Time) (Decision, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	l, ok := h.table.at(a)
+	if !ok || l.State == Offered {
+		return Decision{}, notLeased(a)
+	}
+	l = l.released(now)
+	h.table.set(l)
+	return Decision{Commit: &l}, nil
 }
 
 // inform answers a client that has an address by other means (RFC 2131
@@ -422,18 +430,4 @@ func addr(b []byte) netip.Addr {
 // there before it ends for the client.
 func ceilSecond(t time.Time) time.Time {
 	return t.UTC().Add(time.Second - 1).Truncate(time.Second)
-}
-
-// limiter lets one log line through per pause.
-type limiter struct {
-	pause time.Duration
-	next  time.Time
-}
-
-func (l *limiter) allow(now time.Time) bool {
-	if now.Before(l.next) {
-		return false
-	}
-	l.next = now.Add(l.pause)
-	return true
 }

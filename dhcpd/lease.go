@@ -1,6 +1,7 @@
 package dhcpd
 
 import (
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -35,8 +36,14 @@ type Lease struct {
 // Live reports whether the address is kept from others at this time.
 func (l Lease) Live(now time.Time) bool { return now.Before(l.Expires) }
 
-// LeaseStore keeps leases for the next start of the server. Only the server's
-// receive loop calls it.
+// released is the lease after it was given back.
+func (l Lease) released(now time.Time) Lease {
+	l.State, l.Expires = Released, now.UTC().Truncate(time.Second)
+	return l
+}
+
+// LeaseStore keeps leases for the next start of the server. One goroutine of
+// the server calls it.
 type LeaseStore interface {
 	// Leases returns the last state of each address, sorted by address.
 	Leases() []Lease
@@ -72,6 +79,22 @@ func (s *MemoryStore) Append(batch []Lease) error {
 		s.leases[l.Addr] = l
 	}
 	return nil
+}
+
+// Release frees an address in a store that no server uses. It returns the lease
+// as it is then.
+func Release(store LeaseStore, a netip.Addr, now time.Time) (Lease, error) {
+	leases := store.Leases()
+	i, ok := slices.BinarySearchFunc(leases, a, func(l Lease, a netip.Addr) int { return l.Addr.Compare(a) })
+	if !ok {
+		return Lease{}, notLeased(a)
+	}
+	l := leases[i].released(now)
+	return l, store.Append([]Lease{l})
+}
+
+func notLeased(a netip.Addr) error {
+	return fmt.Errorf("%s is not leased: 'ecboot lease list' shows what is", a)
 }
 
 func sortedLeases(m map[netip.Addr]Lease) []Lease {

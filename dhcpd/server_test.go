@@ -38,6 +38,26 @@ func offlineServer(t *testing.T, cfg Config) *Server {
 	return newServer(cfg, newHandler(t, cfg, cfg.Store.Leases()...))
 }
 
+// collected is what would be sent.
+type collected []Decision
+
+func (c *collected) add(d Decision) { *c = append(*c, d) }
+
+// exchange decides on packets, stores the leases in one group, and returns the
+// decisions whose replies leave.
+func (s *Server) exchange(packets ...[]byte) []Decision {
+	var out collected
+	s.deciding.Lock()
+	for _, b := range packets {
+		s.decide(b, &out)
+	}
+	s.deciding.Unlock()
+	if group := s.outbox.rest(); len(group) > 0 {
+		out = append(out, s.store(group)...)
+	}
+	return out
+}
+
 func TestNoACKWithoutStoredLease(t *testing.T) {
 	store := &brokenStore{MemoryStore: *NewMemoryStore(), broken: true}
 	var log bytes.Buffer
@@ -51,25 +71,25 @@ func TestNoACKWithoutStoredLease(t *testing.T) {
 	take := ask{mac: macA, message: request, server: us, requested: "10.77.0.50"}.packet().ToBytes()
 	ask2 := ask{mac: macB, message: discover}.packet().ToBytes()
 
-	replies := s.decide([][]byte{take, ask2, take})
+	replies := s.exchange(take, ask2, take)
 	if len(replies) != 1 || replies[0].Told.Stage != "os.offer" {
 		t.Errorf("got %v, want only the offer", replies)
 	}
 	if leases := s.Leases(); len(leases) != 0 {
 		t.Errorf("there are leases that nobody was told of: %v", leases)
 	}
-	s.decide([][]byte{take})
+	s.exchange(take)
 	if n := strings.Count(log.String(), "no space left"); n != 1 {
 		t.Errorf("said %d times:\n%s", n, &log)
 	}
 	now = now.Add(2 * time.Minute)
-	s.decide([][]byte{take})
+	s.exchange(take)
 	if n := strings.Count(log.String(), "no space left"); n != 2 {
 		t.Errorf("said %d times in two minutes", n)
 	}
 
 	store.broken = false
-	if replies := s.decide([][]byte{take}); len(replies) != 1 || replies[0].Commit == nil {
+	if replies := s.exchange(take); len(replies) != 1 || replies[0].Commit == nil {
 		t.Errorf("with room again: %v", replies)
 	}
 	if leases := store.Leases(); len(leases) != 1 || leases[0].State != Bound {
@@ -86,12 +106,48 @@ func TestFailedRenewalKeepsLease(t *testing.T) {
 	cfg.Now = func() time.Time { return now }
 	s := offlineServer(t, cfg)
 	renew := ask{mac: macA, message: request, ciaddr: "10.77.0.50"}.packet().ToBytes()
-	s.decide([][]byte{renew})
+	s.exchange(renew)
 	want := s.Leases()
 	store.broken, now = true, now.Add(time.Minute)
-	s.decide([][]byte{renew, renew})
+	s.exchange(renew, renew)
 	if got := s.Leases(); len(got) != 1 || got[0] != want[0] {
 		t.Errorf("got %v, want %v", got, want)
+	}
+}
+
+// What was decided while a group failed was built on it, and falls with it.
+func TestFailureTakesWhatFollowed(t *testing.T) {
+	store := &brokenStore{MemoryStore: *NewMemoryStore(), broken: true}
+	cfg := testConfig()
+	cfg.Store = store
+	s := offlineServer(t, cfg)
+	take := ask{mac: macA, message: request, server: us, requested: "10.77.0.50"}.packet().ToBytes()
+	renew := ask{mac: macA, message: request, ciaddr: "10.77.0.50"}.packet().ToBytes()
+	s.decide(take, new(collected))
+	group := s.outbox.rest()
+	s.decide(renew, new(collected))
+	if replies := s.store(group); len(replies) != 0 || len(s.outbox.rest()) != 0 {
+		t.Errorf("left: %v", replies)
+	}
+	if leases := s.Leases(); len(leases) != 0 {
+		t.Errorf("there are leases that nobody was told of: %v", leases)
+	}
+}
+
+// A person takes an address back while the server runs.
+func TestReleaseByHand(t *testing.T) {
+	l := startLab(t, func(cfg *Config) { cfg.Store = NewMemoryStore() })
+	if err := l.Release(ip("10.77.0.50")); err == nil || !strings.Contains(err.Error(), "10.77.0.50 is not leased") {
+		t.Errorf("got %v", err)
+	}
+	l.exchange(ask{mac: macA, message: request, server: us, requested: "10.77.0.50"}.packet().ToBytes())
+	if err := l.Release(ip("10.77.0.50")); err != nil {
+		t.Error(err)
+	}
+	for _, leases := range [][]Lease{l.Leases(), l.cfg.Store.Leases()} {
+		if len(leases) != 1 || leases[0].State != Released || leases[0].Live(time.Now()) {
+			t.Errorf("got %v", leases)
+		}
 	}
 }
 
@@ -117,7 +173,7 @@ func TestBatchIsOneWrite(t *testing.T) {
 		mac[4] = i
 		packets = append(packets, ask{mac: mac, message: request, server: us, requested: fmt.Sprintf("10.77.0.%d", 100+i)}.packet().ToBytes())
 	}
-	if replies := s.decide(packets); len(replies) != 20 || store.writes != 1 {
+	if replies := s.exchange(packets...); len(replies) != 20 || store.writes != 1 {
 		t.Errorf("%d replies, %d writes", len(replies), store.writes)
 	}
 }
@@ -129,9 +185,9 @@ func TestMalformedPackets(t *testing.T) {
 	s := offlineServer(t, cfg)
 	good := ask{mac: macA, message: discover}.packet().ToBytes()
 	cut := bytes.Clone(good[:243]) // within an option
-	replies := s.decide([][]byte{nil, []byte("hello"), good[:100], cut, good})
-	if len(replies) != 1 || s.Malformed() != 4 || strings.Count(log.String(), "malformed") != 1 {
-		t.Errorf("%d replies, %d malformed, log:\n%s", len(replies), s.Malformed(), &log)
+	replies := s.exchange(nil, []byte("hello"), good[:100], cut, good)
+	if len(replies) != 1 || s.Counters().Malformed != 4 || strings.Count(log.String(), "malformed") != 1 {
+		t.Errorf("%d replies, %d malformed, log:\n%s", len(replies), s.Counters().Malformed, &log)
 	}
 }
 
@@ -142,10 +198,10 @@ func TestLeaseSurvivesRestart(t *testing.T) {
 	store := openStore(t, path)
 	cfg.Store = store
 	s := offlineServer(t, cfg)
-	s.decide([][]byte{
+	s.exchange(
 		ask{mac: macB, message: request, server: us, requested: "10.77.0.50"}.packet().ToBytes(),
 		ask{mac: macA, message: request, server: us, requested: "10.77.0.99"}.packet().ToBytes(),
-	})
+	)
 	store.Close()
 
 	cfg.Store = openStore(t, path)
@@ -154,7 +210,7 @@ func TestLeaseSurvivesRestart(t *testing.T) {
 		t.Errorf("10.77.0.99 is %q's", who)
 	}
 	for mac, want := range map[boot.MAC]string{macA: "10.77.0.99", macB: "10.77.0.50"} {
-		replies := s.decide([][]byte{ask{mac: mac, message: discover}.packet().ToBytes()})
+		replies := s.exchange(ask{mac: mac, message: discover}.packet().ToBytes())
 		if got := replies[0].Reply.To; got != ip(want) {
 			t.Errorf("%s is offered %s, want %s", mac, got, want)
 		}
