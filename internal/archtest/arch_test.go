@@ -41,10 +41,11 @@ var layers = []layer{
 	{pkg: "internal/boot", std: true, not: []string{"os", "time", "io/fs", "net/http", "log/slog"},
 		why: whyVocabulary + "; and it is pure: no packets, no files, no clock"},
 	{pkg: "internal/timeline", std: true, not: []string{"net", "net/http", "os/exec"}, why: whyVocabulary},
+	{pkg: "internal/nuisance", std: true, why: whyVocabulary},
 
-	{pkg: "dhcpd", ours: []string{"internal/boot", "internal/timeline"}, why: whyServer},
-	{pkg: "tftpd", ours: []string{"internal/timeline"}, why: whyServer},
-	{pkg: "httpboot", ours: []string{"internal/boot", "internal/timeline"}, why: whyServer},
+	{pkg: "dhcpd", ours: []string{"internal/boot", "internal/nuisance", "internal/timeline"}, why: whyServer},
+	{pkg: "tftpd", ours: []string{"internal/nuisance", "internal/timeline"}, why: whyServer},
+	{pkg: "httpboot", ours: []string{"internal/boot", "internal/nuisance", "internal/timeline"}, why: whyServer},
 	{pkg: "vmm", ours: []string{"internal/timeline"}, why: "it runs one machine and knows no bridge: its tap is passed to it as an open file"},
 
 	{pkg: "images", why: whyPart},
