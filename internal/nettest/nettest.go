@@ -175,6 +175,26 @@ func (h *Host) Run(t testing.TB, name string, args ...string) string {
 	return string(out)
 }
 
+// Do calls fn on a thread that is in the host's network namespace: sockets that
+// are made in it belong to the host, whoever uses them later.
+func (h *Host) Do(t testing.TB, fn func()) {
+	t.Helper()
+	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", h.pid))
+	must(t, h.Name, err)
+	defer ns.Close()
+	entered := make(chan error)
+	go func() {
+		defer close(entered)
+		runtime.LockOSThread() // until the thread ends, with this goroutine
+		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+			entered <- err
+			return
+		}
+		fn()
+	}()
+	must(t, "enter "+h.Name, <-entered)
+}
+
 // Bridge makes a bridge in the test's namespace; addr is an address with prefix
 // length, or empty.
 func Bridge(t testing.TB, name, addr string) {
