@@ -27,6 +27,13 @@ const maxReport = 4 << 10
 // ServeHTTP answers one request. It is no ServeMux, which redirects //file to
 // /file: firmware follows no redirects, and shim asks with two slashes.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	defer s.admission.answer(r)()
+	client := clientOf(r)
+	if !s.cfg.Allow(client) {
+		s.denied.Warn(s.cfg.Logger, "HTTP request from an address that is not of this segment", "address", client, "path", r.URL.Path)
+		refuse(w, http.StatusForbidden, "only machines of the segment are served")
+		return
+	}
 	path, ok := splitPath(r.URL.Path)
 	if !ok {
 		refuse(w, http.StatusBadRequest, "no such path is ever served")
@@ -48,7 +55,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 	case path[0] == "nbp" && len(path) > 1:
 		if allow(w, r, read...) {
-			s.serveNBP(w, r, strings.Join(path[1:], "/"))
+			s.serveFile(w, r, strings.Join(path[1:], "/"))
 		}
 	case path[0] == "phone-home" && len(path) == 2:
 		if mac, ok := macOf(w, path[1]); ok && allow(w, r, http.MethodPost) {
@@ -59,7 +66,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			s.serveFailed(w, r, mac)
 		}
 	default:
-		refuse(w, http.StatusNotFound, "nothing is served here; "+s.url("/")+" lists what is")
+		if allow(w, r, read...) {
+			s.serveFile(w, r, strings.Join(path, "/"))
+		}
 	}
 }
 
@@ -82,7 +91,12 @@ func splitPath(path string) (elems []string, ok bool) {
 
 // refuse answers with a sentence.
 func refuse(w http.ResponseWriter, status int, sentence string) {
-	http.Error(w, "ecboot: "+sentence, status)
+	text := "ecboot: " + sentence + "\n"
+	h := w.Header()
+	h.Set("Content-Type", "text/plain; charset=utf-8")
+	h.Set("Content-Length", strconv.Itoa(len(text)))
+	w.WriteHeader(status)
+	io.WriteString(w, text)
 }
 
 func allow(w http.ResponseWriter, r *http.Request, methods ...string) bool {
@@ -109,16 +123,18 @@ func (s *Server) inventory() *boot.Inventory {
 	return &boot.Inventory{}
 }
 
-// machine names who asks for the timeline.
-func (s *Server) machine(r *http.Request) string {
-	from, err := netip.ParseAddrPort(r.RemoteAddr)
-	if err != nil {
-		return r.RemoteAddr
-	}
-	if mac := s.cfg.Who(from.Addr().Unmap()); mac != "" {
+// clientOf is the address that a request came from; zero if it has none.
+func clientOf(r *http.Request) netip.Addr {
+	from, _ := netip.ParseAddrPort(r.RemoteAddr)
+	return from.Addr().Unmap()
+}
+
+// machine names a client for the timeline.
+func (s *Server) machine(client netip.Addr) string {
+	if mac := s.cfg.Who(client); mac != "" {
 		return mac
 	}
-	return from.Addr().Unmap().String()
+	return client.String()
 }
 
 // send answers with a text that is complete: Content-Length and one write.
@@ -139,10 +155,8 @@ func (s *Server) serveIndex(w http.ResponseWriter) {
 		if p.Script != "" {
 			b.WriteString("    a script of its own\n")
 		}
-		for _, f := range append([]boot.File{p.Kernel}, p.Initrds...) {
-			if f.Name != "" {
-				fmt.Fprintf(&b, "    %s\n", s.url(artifactPath(p.Name, f.Name)))
-			}
+		for _, f := range filesOf(p) {
+			fmt.Fprintf(&b, "    %s\n", s.url(artifactPath(p.Name, f.Name)))
 		}
 	}
 	b.WriteString("\nMachines and what they boot:\n")
@@ -153,6 +167,12 @@ func (s *Server) serveIndex(w http.ResponseWriter) {
 	}
 	fmt.Fprintf(&b, "  %s  any other machine: %s\n", s.url("/ipxe/MAC"), orNone(inv.Default))
 	send(w, b.Bytes())
+}
+
+// filesOf are the files of a profile that are served under its name.
+func filesOf(p boot.Profile) []boot.File {
+	all := append([]boot.File{p.Kernel, p.EFI}, p.Initrds...)
+	return slices.DeleteFunc(all, func(f boot.File) bool { return f.Name == "" })
 }
 
 func orNone(s string) string {
@@ -168,10 +188,10 @@ func (s *Server) serveScript(w http.ResponseWriter, r *http.Request, mac boot.MA
 	e := timeline.Event{Machine: mac.String(), Stage: timeline.Script, Detail: p.Name}
 	switch {
 	case err != nil:
-		s.cfg.Logger.Error("profile cannot be booted", "machine", mac, "profile", p.Name, "error", err)
+		s.unbootable.Warn(s.cfg.Logger, "profile cannot be booted", "machine", mac, "profile", p.Name, "error", err)
 		e.Phase, e.Detail = timeline.Fail, err.Error()
 	case p.Name == "":
-		s.cfg.Logger.Warn("a machine without a profile asks for its script", "machine", mac)
+		s.unknown.Warn(s.cfg.Logger, "a machine without a profile asks for its script", "machine", mac)
 		e.Phase, e.Detail = timeline.Fail, "no profile for "+mac.String()
 	}
 	if r.Method != http.MethodHead {
@@ -181,25 +201,30 @@ func (s *Server) serveScript(w http.ResponseWriter, r *http.Request, mac boot.MA
 	send(w, text)
 }
 
-// serveArtifact serves the kernel and the initrds of a profile. Only names that
-// the profile lists are looked at, so that no path leads anywhere else.
+// serveArtifact serves the kernel, the initrds and the EFI program of a profile.
+// Only names that the profile lists are looked at, so that no path leads
+// anywhere else.
 func (s *Server) serveArtifact(w http.ResponseWriter, r *http.Request, profile, name string) {
 	p, ok := s.inventory().Profiles[profile]
 	if !ok {
 		refuse(w, http.StatusNotFound, "no such profile; "+s.url("/")+" lists them")
 		return
 	}
-	file, stage := p.Kernel, timeline.Kernel
-	if name != p.Kernel.Name {
-		i := slices.IndexFunc(p.Initrds, func(f boot.File) bool { return f.Name == name })
-		if i < 0 {
-			refuse(w, http.StatusNotFound, "the profile has no such file; "+s.url("/")+" lists them")
-			return
-		}
-		file, stage = p.Initrds[i], timeline.Initrd
+	var path string
+	var stage timeline.Stage
+	switch i := slices.IndexFunc(p.Initrds, func(f boot.File) bool { return f.Name == name }); {
+	case name == p.Kernel.Name:
+		path, stage = p.Kernel.Path, timeline.Kernel
+	case i >= 0:
+		path, stage = p.Initrds[i].Path, timeline.Initrd
+	case name == p.EFI.Name:
+		path, stage = p.EFI.Path, timeline.HTTPBoot
+	default:
+		refuse(w, http.StatusNotFound, "the profile has no such file; "+s.url("/")+" lists them")
+		return
 	}
 	t := s.transfer(w, r, stage, name)
-	f, err := os.Open(file.Path)
+	f, err := os.Open(path)
 	if err != nil {
 		t.refuse(fmt.Errorf("%s of profile %s: %w", stage, profile, err))
 		return
@@ -207,7 +232,7 @@ func (s *Server) serveArtifact(w http.ResponseWriter, r *http.Request, profile, 
 	defer f.Close()
 	info, err := f.Stat()
 	if err == nil && !info.Mode().IsRegular() {
-		err = fmt.Errorf("%s is not a file", file.Path)
+		err = fmt.Errorf("%s is not a file", path)
 	}
 	if err != nil {
 		t.refuse(fmt.Errorf("%s of profile %s: %w", stage, profile, err))
@@ -216,27 +241,21 @@ func (s *Server) serveArtifact(w http.ResponseWriter, r *http.Request, profile, 
 	t.serve(info, f)
 }
 
-// serveNBP serves a boot program to a UEFI HTTP Boot client.
-func (s *Server) serveNBP(w http.ResponseWriter, r *http.Request, name string) {
+// serveFile serves a file that no profile lists: a boot program, or what it
+// loads by a name of its own. Such a program tries many names, GRUB most of
+// all, so only a program that is missing is a failure.
+func (s *Server) serveFile(w http.ResponseWriter, r *http.Request, name string) {
 	t := s.transfer(w, r, timeline.HTTPBoot, name)
-	if s.cfg.NBP == nil {
-		t.refuse(&fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist})
+	f, info, err := openFile(s.cfg.Files(clientOf(r)), name)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && contentType(name) != efiType:
+		refuse(w, http.StatusNotFound, "nothing is served here; "+s.url("/")+" lists what is")
 		return
-	}
-	f, err := s.cfg.NBP.Open(name)
-	if err != nil {
+	case err != nil:
 		t.refuse(err)
 		return
 	}
 	defer f.Close()
-	info, err := f.Stat()
-	if err == nil && !info.Mode().IsRegular() {
-		err = &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
-	}
-	if err != nil {
-		t.refuse(err)
-		return
-	}
 	content, ok := f.(io.ReadSeeker)
 	if !ok { // as in an archive
 		data, err := io.ReadAll(f)
@@ -247,6 +266,27 @@ func (s *Server) serveNBP(w http.ResponseWriter, r *http.Request, name string) {
 		content = bytes.NewReader(data)
 	}
 	t.serve(info, content)
+}
+
+// openFile opens a file that is no directory. nil is no files.
+func openFile(files fs.FS, name string) (fs.File, fs.FileInfo, error) {
+	missing := &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
+	if files == nil {
+		return nil, nil, missing
+	}
+	f, err := files.Open(name)
+	if err != nil {
+		return nil, nil, err
+	}
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = missing
+	}
+	if err != nil {
+		f.Close()
+		return nil, nil, err
+	}
+	return f, info, nil
 }
 
 // report is what a booted machine says of itself.
@@ -302,7 +342,7 @@ func (s *Server) serveFailed(w http.ResponseWriter, r *http.Request, mac boot.MA
 	if errno, err := strconv.ParseUint(r.URL.Query().Get("errno"), 16, 32); err == nil {
 		why += fmt.Sprintf(": see https://ipxe.org/%08x", errno)
 	}
-	s.cfg.Logger.Warn("iPXE reports a failure", "machine", mac, "stage", stage, "error", why)
+	s.reported.Warn(s.cfg.Logger, "iPXE reports a failure", "machine", mac, "stage", stage, "error", why)
 	s.cfg.Timeline.Record(timeline.Event{Machine: mac.String(), Stage: stage, Phase: timeline.Fail, Detail: why})
 	send(w, []byte("noted\n"))
 }

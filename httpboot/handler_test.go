@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -124,8 +125,14 @@ func inventory(t testing.TB) *boot.Inventory {
 }
 
 func nbps() fs.FS {
-	return fstest.MapFS{"snponly.efi": {Data: pattern(nbpSize)}, "shim/grubx64.efi": {Data: pattern(1000)}}
+	return fstest.MapFS{
+		"snponly.efi":      {Data: pattern(nbpSize)},
+		"shim/grubx64.efi": {Data: pattern(1000)},
+		"grub/grub.cfg":    {Data: pattern(1000)},
+	}
 }
+
+func files(netip.Addr) fs.FS { return nbps() }
 
 const clientMAC = "52:54:00:ab:cd:ef"
 
@@ -137,7 +144,7 @@ func handler(t testing.TB) (*Server, *eventLog) {
 	return newServer(Config{
 		Addr:      addr,
 		Inventory: func() *boot.Inventory { return inv },
-		NBP:       nbps(),
+		Files:     files,
 		Who: func(a netip.Addr) string {
 			if a == netip.MustParseAddr("192.0.2.1") {
 				return clientMAC
@@ -221,6 +228,11 @@ func TestPaths(t *testing.T) {
 		{"GET", "/nbp/none.efi", 404},
 		{"GET", "/nbp/../nbp/snponly.efi", 400},
 		{"GET", "/nbp", 404},
+		{"GET", "//snponly.efi", 200},
+		{"GET", "/grub/grub.cfg", 200},
+		{"HEAD", "/grub/grub.cfg", 200},
+		{"GET", "/grub/none.cfg", 404},
+		{"PUT", "/grub/grub.cfg", 405},
 		{"GET", "/phone-home/52:54:00:12:34:56", 405},
 		{"POST", "/phone-home/nobody", 400},
 		{"POST", "/failed/52:54:00:12:34:56", 405},
@@ -235,6 +247,39 @@ func TestPaths(t *testing.T) {
 		if res.StatusCode == 405 && res.Header.Get("Allow") == "" {
 			t.Errorf("%s %s: no Allow", tt.method, tt.target)
 		}
+	}
+}
+
+// TestStrangersAreRefused asks from another network.
+func TestStrangersAreRefused(t *testing.T) {
+	var log bytes.Buffer
+	events, rec := newEventLog()
+	s := newServer(Config{Addr: addr, Files: files, Timeline: rec, Logger: slog.New(slog.NewTextHandler(&log, nil)),
+		Allow: netip.MustParsePrefix("10.77.0.0/24").Contains})
+	for _, tt := range []struct {
+		from, method, target string
+		status               int
+	}{
+		{"10.77.0.50:1", "GET", "/nbp/snponly.efi", 200},
+		{"[::ffff:10.77.0.50]:1", "GET", "/nbp/snponly.efi", 200},
+		{"192.0.2.1:1", "GET", "/nbp/snponly.efi", 403},
+		{"192.0.2.1:1", "HEAD", "/", 403},
+		{"192.0.2.1:1", "POST", "/phone-home/52:54:00:12:34:56", 403},
+		{"[fe80::1%eth0]:1", "GET", "/", 403},
+		{"", "GET", "/", 403},
+	} {
+		events.take()
+		r := request(t, tt.method, tt.target)
+		r.RemoteAddr = tt.from
+		if res := do(s, r); res.StatusCode != tt.status || res.ContentLength <= 0 {
+			t.Errorf("%s: status %d with %d bytes, want %d", tt.from, res.StatusCode, res.ContentLength, tt.status)
+		}
+		if got := events.take(); tt.status == 403 && got != nil {
+			t.Errorf("%s: %+v", tt.from, got)
+		}
+	}
+	if n, lines := s.Refusals().Denied, strings.Count(log.String(), "\n"); n != 5 || lines != 1 {
+		t.Errorf("%d refused, want 5; %d lines:\n%s", n, lines, &log)
 	}
 }
 
@@ -303,9 +348,14 @@ func TestScriptAnswer(t *testing.T) {
 
 func TestTransfers(t *testing.T) {
 	s, events := handler(t)
-	etag := do(s, request(t, "HEAD", "/profile/default/vmlinuz")).Header.Get("ETag")
-	if etag == "" {
-		t.Fatal("no ETag")
+	// The first to ask learns no digest, and does not wait for one.
+	if tag := do(s, request(t, "HEAD", "/profile/default/vmlinuz")).Header.Get("ETag"); tag != "" {
+		t.Errorf("the file was digested while a client waited: %s", tag)
+	}
+	s.digests.digestAll()
+	etag := `"` + sum(pattern(kernelSize)) + `"`
+	if tag := do(s, request(t, "HEAD", "/profile/default/vmlinuz")).Header.Get("ETag"); tag != etag {
+		t.Errorf("ETag %s, want %s", tag, etag)
 	}
 	transfer := func(stage timeline.Stage, name string, n int64) []timeline.Event {
 		e := timeline.Event{Machine: clientMAC, Stage: stage, Phase: timeline.Begin, Detail: name, Total: n}

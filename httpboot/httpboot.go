@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/every-channel/ecboot/internal/boot"
+	"github.com/every-channel/ecboot/internal/nuisance"
 	"github.com/every-channel/ecboot/internal/timeline"
 )
 
@@ -34,7 +35,6 @@ const (
 	idleTimeout     = 60 * time.Second
 	shutdownTimeout = 2 * time.Second // for transfers under way
 	maxHeader       = 16 << 10        // bytes
-	maxConns        = 1024
 )
 
 // Config is what a Server needs to know. Addr is required; the zero value of
@@ -50,10 +50,16 @@ type Config struct {
 	// Client returns what DHCP last saw of a machine's firmware, by which the
 	// inventory may know it; nil: only its MAC.
 	Client func(boot.MAC) boot.Client
-	// NBP holds the boot programs for UEFI HTTP Boot; nil: none. Names are
-	// checked before they reach it, symbolic links are not: for a directory
-	// use os.Root, which keeps them inside.
-	NBP fs.FS
+	// Files returns what a client may fetch besides its script and the files
+	// of profiles: boot programs, below /nbp/ and, for those that load more by
+	// names of their own as shim and GRUB do, at every path that means nothing
+	// else. nil, as a function or returned, is no files. Names are checked
+	// before they reach it, symbolic links are not: for a directory use
+	// os.Root, which keeps them inside.
+	Files func(client netip.Addr) fs.FS
+	// Allow says who is served: give it the segment's addresses. The others
+	// are answered 403. nil allows everybody.
+	Allow func(client netip.Addr) bool
 
 	// Who names the machine that has an address, by its MAC; "" if unknown.
 	// The timeline then has the address instead. nil knows nobody.
@@ -64,10 +70,15 @@ type Config struct {
 
 // Server answers on one address.
 type Server struct {
-	cfg      Config
-	listener *listener
-	http     *http.Server
-	ready    chan struct{}
+	cfg       Config
+	listener  net.Listener
+	admission *admission
+	http      *http.Server
+	digests   *digests
+	ready     chan struct{}
+
+	// What anybody can make us say.
+	denied, crowded, failed, unbootable, unknown, reported nuisance.Counter
 }
 
 // New binds the socket of a server.
@@ -86,7 +97,8 @@ func New(cfg Config) (*Server, error) {
 		WriteTimeout:      progressTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeader,
-		ConnState:         s.listener.connState,
+		ConnState:         s.admission.connState,
+		ConnContext:       s.admission.connContext,
 		ErrorLog:          slog.NewLogLogger(s.cfg.Logger.Handler(), slog.LevelDebug),
 	}
 	return s, nil
@@ -104,13 +116,23 @@ func newServer(cfg Config) *Server {
 	if cfg.Client == nil {
 		cfg.Client = func(mac boot.MAC) boot.Client { return boot.Client{MAC: mac} }
 	}
+	if cfg.Files == nil {
+		cfg.Files = func(netip.Addr) fs.FS { return nil }
+	}
+	if cfg.Allow == nil {
+		cfg.Allow = func(netip.Addr) bool { return true }
+	}
 	if cfg.Who == nil {
 		cfg.Who = func(netip.Addr) string { return "" }
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Server{cfg: cfg, ready: make(chan struct{})}
+	s := &Server{cfg: cfg, digests: newDigests(), ready: make(chan struct{})}
+	s.admission = newAdmission(func(from netip.Addr) {
+		s.crowded.Warn(cfg.Logger, "HTTP connection closed: there are too many", "address", from, "in all", maxConns, "from one address", maxConnsPerAddr)
+	})
+	return s
 }
 
 func (s *Server) listen() error {
@@ -131,7 +153,7 @@ func (s *Server) listen() error {
 	case err != nil:
 		return fmt.Errorf("HTTP on %s: %w", at, err)
 	}
-	s.listener = &listener{Listener: l, slots: make(chan struct{}, maxConns), closed: make(chan struct{})}
+	s.listener = listener{l, s.admission}
 	return nil
 }
 
@@ -149,47 +171,6 @@ func (s *Server) bindToDevice(_, _ string, c syscall.RawConn) error {
 		return nil
 	}
 	return err
-}
-
-// listener accepts no more than cap(slots) connections at a time. It hands out
-// plain TCP connections: net/http sends files with sendfile on those only.
-type listener struct {
-	net.Listener
-	slots     chan struct{}
-	closed    chan struct{}
-	closeOnce sync.Once
-}
-
-func (l *listener) Accept() (net.Conn, error) {
-	select {
-	case l.slots <- struct{}{}:
-	case <-l.closed:
-		return nil, net.ErrClosed
-	}
-	conn, err := l.Listener.Accept()
-	if err != nil {
-		<-l.slots
-	}
-	return conn, err
-}
-
-func (l *listener) Close() error {
-	l.closeOnce.Do(func() { close(l.closed) })
-	return l.Listener.Close()
-}
-
-// connState gives back the slot of a connection that has ended.
-func (l *listener) connState(_ net.Conn, state http.ConnState) {
-	if state == http.StateClosed {
-		<-l.slots
-	}
-}
-
-// drain waits until every connection has ended, and its handler with it.
-func (l *listener) drain() {
-	for range cap(l.slots) {
-		l.slots <- struct{}{}
-	}
 }
 
 // String names the server.
@@ -211,9 +192,14 @@ func (s *Server) Run(ctx context.Context) error {
 		if s.http.Shutdown(grace) != nil {
 			s.http.Close()
 		}
-		s.listener.drain()
+		s.admission.close()
 	})
 	defer s.listener.Close()
+	var digesting sync.WaitGroup
+	defer digesting.Wait()
+	digestCtx, stopDigesting := context.WithCancel(ctx)
+	defer stopDigesting()
+	digesting.Go(func() { s.digestFiles(digestCtx) })
 	close(s.ready)
 	err := s.http.Serve(s.listener)
 	if cancel() {
@@ -221,6 +207,27 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	<-stopped
 	return nil
+}
+
+// digestFiles digests until ctx is done, first the files of all profiles.
+func (s *Server) digestFiles(ctx context.Context) {
+	for _, p := range s.inventory().Profiles {
+		for _, f := range filesOf(p) {
+			s.digests.prepare(f.Path)
+		}
+	}
+	s.digests.run(ctx)
+}
+
+// Refusals is how often somebody was turned away since the start.
+type Refusals struct {
+	Denied  uint64 // requests from addresses that are not allowed
+	Crowded uint64 // connections closed because there were too many
+}
+
+// Refusals counts whom the server has turned away.
+func (s *Server) Refusals() Refusals {
+	return Refusals{Denied: s.denied.Total(), Crowded: s.crowded.Total()}
 }
 
 // url returns the URL of an absolute path on this server. The host is an

@@ -4,11 +4,9 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
-	"errors"
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -28,8 +26,14 @@ var loopback = netip.MustParseAddr("127.0.0.1")
 // start runs a server until stop, or the end of the test.
 func start(t testing.TB, cfg Config) (events *eventLog, stop func()) {
 	t.Helper()
-	nettest.NeedRoot(t)
 	events, cfg.Timeline = newEventLog()
+	_, stop = startServer(t, cfg)
+	return events, stop
+}
+
+func startServer(t testing.TB, cfg Config) (s *Server, stop func()) {
+	t.Helper()
+	nettest.NeedRoot(t)
 	s, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -45,7 +49,7 @@ func start(t testing.TB, cfg Config) (events *eventLog, stop func()) {
 		}
 	})
 	t.Cleanup(stop)
-	return events, stop
+	return s, stop
 }
 
 // segment is a bridge with the server's address and one host on it.
@@ -74,7 +78,7 @@ func TestCurlFetchesEverything(t *testing.T) {
 	nettest.Need(t, "curl")
 	at, host := segment(t)
 	inv := inventory(t)
-	events, stop := start(t, Config{Addr: at, Interface: "br0", Inventory: func() *boot.Inventory { return inv }, NBP: nbps()})
+	events, stop := start(t, Config{Addr: at, Interface: "br0", Inventory: func() *boot.Inventory { return inv }, Files: files})
 	base := "http://" + at.String()
 	files := map[string]int{"/profile/default/vmlinuz": kernelSize, "/profile/default/initramfs.zst": initrdSize, "//nbp//snponly.efi": nbpSize}
 	for path, size := range files {
@@ -161,38 +165,6 @@ func TestShutdownEndsTransfers(t *testing.T) {
 	if len(got) != 2 || got[1].Phase != timeline.Fail || !strings.HasPrefix(got[1].Detail, "big ended after ") {
 		t.Errorf("%+v", got)
 	}
-}
-
-func TestConnectionsAreLimited(t *testing.T) {
-	inner, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	l := &listener{Listener: inner, slots: make(chan struct{}, 1), closed: make(chan struct{})}
-	conn, err := net.Dial("tcp", inner.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	first, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer first.Close()
-	if _, ok := first.(*net.TCPConn); !ok {
-		t.Errorf("a %T is not sent files with sendfile", first)
-	}
-	accepted := make(chan error)
-	go func() {
-		_, err := l.Accept() // waits for a slot
-		accepted <- err
-	}()
-	l.Close()
-	if err := <-accepted; !errors.Is(err, net.ErrClosed) {
-		t.Errorf("got %v", err)
-	}
-	l.connState(first, http.StateClosed)
-	l.drain()
 }
 
 func TestConfigErrors(t *testing.T) {

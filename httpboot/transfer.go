@@ -41,7 +41,7 @@ type transfer struct {
 }
 
 func (s *Server) transfer(w http.ResponseWriter, r *http.Request, stage timeline.Stage, name string) *transfer {
-	return &transfer{ResponseWriter: w, s: s, r: r, machine: s.machine(r), stage: stage, name: name}
+	return &transfer{ResponseWriter: w, s: s, r: r, machine: s.machine(clientOf(r)), stage: stage, name: name}
 }
 
 // serve sends the file, or the ranges of it that the client asks for, and
@@ -49,10 +49,8 @@ func (s *Server) transfer(w http.ResponseWriter, r *http.Request, stage timeline
 func (t *transfer) serve(info fs.FileInfo, content io.ReadSeeker) {
 	h := t.Header()
 	h.Set("Content-Type", contentType(t.name))
-	// Embedded files have no time; without an ETag a client that resumes
-	// starts again, which is right when nothing tells versions apart.
-	if !info.ModTime().IsZero() {
-		h.Set("ETag", fmt.Sprintf(`"%x-%x"`, info.Size(), info.ModTime().UnixNano()))
+	if tag := t.s.digests.etag(info, content); tag != "" {
+		h.Set("ETag", tag)
 	}
 	http.ServeContent(t, t.r, t.name, info.ModTime(), content)
 	switch {
@@ -79,15 +77,18 @@ func (t *transfer) refuse(err error) {
 }
 
 func (t *transfer) fail(err error) {
-	t.s.cfg.Logger.Warn("transfer failed", "machine", t.machine, "stage", t.stage, "error", err)
+	t.s.failed.Warn(t.s.cfg.Logger, "transfer failed", "machine", t.machine, "stage", t.stage, "error", err)
 	if t.r.Method != http.MethodHead {
 		t.record(timeline.Fail, err.Error())
 	}
 }
 
+// efiType is what UEFI HTTP Boot runs as a program (UEFI 2.10 §24.7.3.1).
+const efiType = "application/efi"
+
 func contentType(name string) string {
 	if strings.HasSuffix(strings.ToLower(name), ".efi") {
-		return "application/efi"
+		return efiType
 	}
 	return "application/octet-stream"
 }

@@ -120,7 +120,8 @@ func openStack(cfg stackConfig) (_ *stack, err error) {
 	s.tasks = append(s.tasks, tftp)
 
 	http, err := httpboot.New(httpboot.Config{
-		Addr: address.Addr(), Interface: iface, Port: cfg.HTTPPort, Inventory: inventory, NBP: cfg.NBP,
+		Addr: address.Addr(), Interface: iface, Port: cfg.HTTPPort, Inventory: inventory,
+		Files: func(netip.Addr) fs.FS { return cfg.NBP }, Allow: address.Masked().Contains,
 		Who: s.dhcp.Who, Timeline: s.timeline, Logger: cfg.Log,
 	})
 	if err != nil {
