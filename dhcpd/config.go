@@ -18,6 +18,7 @@ const DefaultLeaseTime = time.Hour
 // Config is what a Server needs to know. Interface (for the sockets only) and
 // Server are required; the zero value of everything else is useful.
 type Config struct {
+	Mode      Mode
 	Interface string       // the segment's link, such as ecbr0
 	Server    netip.Prefix // the server's own IPv4 address there, with the prefix length
 	Pool      Pool         // zero: only machines with a reserved address get one

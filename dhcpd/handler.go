@@ -87,20 +87,15 @@ type options dhcpv4.Options
 
 func (o options) Get(code uint8) []byte { return o[code] }
 
-// Decide decides what a request is answered. Requests that are none, or not
-// for us, are met with silence: plain BOOTP (no option 53), other link types
-// than Ethernet, replies, and machines that Config.AnswerUnknown leaves out.
+// Decide decides what a request on port 67 is answered. Requests that are none,
+// or not for us, are met with silence: plain BOOTP (no option 53), other link
+// types than Ethernet, replies, and machines that Config.AnswerUnknown leaves
+// out.
 func (h *Handler) Decide(req *dhcpv4.DHCPv4, now time.Time) Decision {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	mac, ok := boot.MACFrom(req.ClientHWAddr)
-	if !ok || mac == (boot.MAC{}) || mac[0]&1 != 0 || req.OpCode != dhcpv4.OpcodeBootRequest || req.HWType != iana.HWTypeEthernet {
-		return Decision{}
-	}
-	q := &query{DHCPv4: req, now: now, mac: mac, client: boot.Classify(mac, options(req.Options))}
-	var known bool
-	q.machine, q.profile, known = h.inventory().Lookup(q.client)
-	if !known && !h.cfg.AnswerUnknown {
+	q := h.read(req, now)
+	if q == nil {
 		return Decision{}
 	}
 	if relay := addr(req.GatewayIPAddr); !relay.IsUnspecified() && !h.cfg.Server.Contains(relay) {
@@ -112,6 +107,9 @@ func (h *Handler) Decide(req *dhcpv4.DHCPv4, now time.Time) Decision {
 			d.Warn = fmt.Sprintf("relay %s is not on %s: requests that it passes on are not answered", relay, h.cfg.Server.Masked())
 		}
 		return d
+	}
+	if h.cfg.Mode == ModeProxy {
+		return h.proxy(q)
 	}
 	q.fixed = h.fixed(q.machine)
 	switch req.MessageType() {
@@ -127,6 +125,21 @@ func (h *Handler) Decide(req *dhcpv4.DHCPv4, now time.Time) Decision {
 		return h.inform(q)
 	}
 	return Decision{}
+}
+
+// read finds out who sent a request; nil when it is not to be answered.
+func (h *Handler) read(req *dhcpv4.DHCPv4, now time.Time) *query {
+	mac, ok := boot.MACFrom(req.ClientHWAddr)
+	if !ok || mac == (boot.MAC{}) || mac[0]&1 != 0 || req.OpCode != dhcpv4.OpcodeBootRequest || req.HWType != iana.HWTypeEthernet {
+		return nil
+	}
+	q := &query{DHCPv4: req, now: now, mac: mac, client: boot.Classify(mac, options(req.Options))}
+	var known bool
+	q.machine, q.profile, known = h.inventory().Lookup(q.client)
+	if !known && !h.cfg.AnswerUnknown {
+		return nil
+	}
+	return q
 }
 
 // inventory returns the current inventory after making up for a change of it.
@@ -237,10 +250,7 @@ func (h *Handler) judge(q *query, a netip.Addr) (v verdict, why string) {
 //
 // The last two are answered alike.
 func (h *Handler) request(q *query) Decision {
-	a := q.requested()
-	if a.IsUnspecified() {
-		a = addr(q.ClientIPAddr)
-	}
+	a := q.address()
 	d := Decision{Asked: q.event("request", a.String())}
 	if a.IsUnspecified() {
 		return d
@@ -404,6 +414,14 @@ func (q *query) event(message, detail string) timeline.Event {
 
 // requested returns option 50, 0.0.0.0 when it is absent.
 func (q *query) requested() netip.Addr { return addr(q.Options.Get(dhcpv4.OptionRequestedIPAddress)) }
+
+// address returns the address that a REQUEST is about: option 50 or ciaddr.
+func (q *query) address() netip.Addr {
+	if a := q.requested(); !a.IsUnspecified() {
+		return a
+	}
+	return addr(q.ClientIPAddr)
+}
 
 // server returns option 54; ok is false when it is absent.
 func (q *query) server() (a netip.Addr, ok bool) {

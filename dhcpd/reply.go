@@ -90,27 +90,48 @@ func (h *Handler) grant(d *Decision, q *query, mt dhcpv4.MessageType, yiaddr net
 	}
 	d.Reply = r
 
-	message, detail := "offer", ciaddr.String()
-	if mt == dhcpv4.MessageTypeAck {
-		message = "ack"
-	}
+	detail := ciaddr.String()
 	if yiaddr.IsValid() {
 		detail = yiaddr.String()
 	}
-	d.Told = q.event(message, detail)
+	d.Told = q.event(messageName(mt), detail)
+	h.explain(d, &d.Told, q, file)
+}
+
+// messageName is how the timeline calls a reply.
+func messageName(mt dhcpv4.MessageType) string {
+	if mt == dhcpv4.MessageTypeOffer {
+		return "offer"
+	}
+	return "ack"
+}
+
+// explain adds to an event what the client boots next, or once per machine why
+// there is nothing for it.
+func (h *Handler) explain(d *Decision, e *timeline.Event, q *query, file boot.Bootfile) {
+	var words string
 	switch {
 	case file.Via == boot.ViaTFTP:
-		d.Told.Detail += ", " + file.Path + " by TFTP"
+		words = file.Path + " by TFTP"
 	case file.Via == boot.ViaHTTP:
-		d.Told.Detail += ", " + file.Path + " by HTTP"
-	case file.Why != "":
-		d.Told.Phase = timeline.Fail
-		d.Told.Detail += ", no boot file: " + file.Why
-		if said, ok := h.refused.get(q.mac, q.now); !ok || said != file.Why {
-			h.refused.put(q.mac, file.Why, q.now)
-			d.Warn = fmt.Sprintf("%s gets no boot file: %s", q.mac, file.Why)
+		words = file.Path + " by HTTP"
+	case file.Why == "":
+		return
+	case q.profile.Local():
+		words = file.Why
+	default:
+		if said, ok := h.refused.get(q.mac, q.now); ok && said == file.Why {
+			return
 		}
+		h.refused.put(q.mac, file.Why, q.now)
+		words = "no boot file: " + file.Why
+		e.Phase = timeline.Fail
+		d.Warn = fmt.Sprintf("%s gets no boot file: %s", q.mac, file.Why)
 	}
+	if e.Detail != "" {
+		e.Detail += ", "
+	}
+	e.Detail += words
 }
 
 // refuse makes the NAK. RFC 2131 table 3 leaves it with nothing but 54, 56 and
@@ -180,7 +201,8 @@ func (h *Handler) network(p *dhcpv4.DHCPv4, q *query) {
 // bootfile adds what the client boots next. It is given twice: some ROMs and
 // U-Boot read only the BOOTP fields, others only options 66 and 67.
 func (h *Handler) bootfile(p *dhcpv4.DHCPv4, q *query, file boot.Bootfile) {
-	if q.client.Kind == boot.KindIPXE {
+	proxy := h.cfg.Mode == ModeProxy
+	if q.client.Kind == boot.KindIPXE && !proxy {
 		// no-pxedhcp, a uint8 inside iPXE's own options: there is no
 		// proxyDHCP server to wait for.
 		set(p, dhcpv4.GenericOptionCode(175), []byte{176, 1, 1})
@@ -200,13 +222,19 @@ func (h *Handler) bootfile(p *dhcpv4.DHCPv4, q *query, file boot.Bootfile) {
 		return
 	}
 	setString(p, dhcpv4.OptionTFTPServerName, h.cfg.Server.Addr().String())
-	if q.client.Kind == boot.KindPXE {
-		// Option 60 alone would send the client on to port 4011, where
-		// nobody answers. PXE_DISCOVERY_CONTROL 8 in option 43: skip the
-		// discovery and use the boot file (PXE 2.1, table 2-1).
-		setString(p, dhcpv4.OptionClassIdentifier, "PXEClient")
-		set(p, dhcpv4.OptionVendorSpecificInformation, []byte{6, 1, 8, 255})
+	if q.client.Kind == boot.KindIPXE && !proxy {
+		return
 	}
+	setString(p, dhcpv4.OptionClassIdentifier, "PXEClient")
+	if proxy && q.client.Platform() != boot.BIOS {
+		// EDK2 drops a proxy's offer that has option 43 (edk2#6944). With
+		// option 60 alone it asks again on port 4011.
+		return
+	}
+	// Option 60 alone would send the client on to port 4011.
+	// PXE_DISCOVERY_CONTROL 8 in option 43: skip the discovery and use the
+	// boot file (PXE 2.1, table 2-1).
+	set(p, dhcpv4.OptionVendorSpecificInformation, []byte{6, 1, 8, 255})
 }
 
 // location is the boot file's name as its client must read it.

@@ -17,6 +17,7 @@ import (
 	"github.com/insomniacslk/dhcp/dhcpv4"
 	"github.com/mdlayher/packet"
 	"golang.org/x/net/ipv4"
+	"golang.org/x/sync/errgroup"
 )
 
 // A batch is what waits in the socket when the server comes back to it.
@@ -33,6 +34,7 @@ type Server struct {
 	cfg     Config
 	handler *Handler
 	udp     *ipv4.PacketConn
+	boot    *ipv4.PacketConn // port 4011
 	raw     *packet.Conn
 	ifindex int
 	ready   chan struct{}
@@ -64,8 +66,13 @@ func New(cfg Config) (*Server, error) {
 	if s.udp, err = listenUDP(link.Name, serverPort); err != nil {
 		return nil, err
 	}
+	if s.boot, err = listenUDP(link.Name, bootPort); err != nil {
+		s.udp.Close()
+		return nil, err
+	}
 	if s.raw, err = listenRaw(link); err != nil {
 		s.udp.Close()
+		s.boot.Close()
 		return nil, err
 	}
 	return s, nil
@@ -85,18 +92,22 @@ func (s *Server) Ready() <-chan struct{} { return s.ready }
 // by then is still answered.
 func (s *Server) Run(ctx context.Context) error {
 	defer s.udp.Close()
+	defer s.boot.Close()
 	defer s.raw.Close()
-	defer context.AfterFunc(ctx, func() { s.udp.SetReadDeadline(time.Unix(1, 0)) })()
 	var committing sync.WaitGroup
 	committing.Go(s.commit)
 	defer committing.Wait()
 	defer s.outbox.close()
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return s.receive(ctx) })
+	group.Go(func() error { return s.receiveBoot(ctx) })
 	close(s.ready)
-	return s.receive(ctx)
+	return group.Wait()
 }
 
-// receive decides what arrives, batch by batch.
+// receive decides what arrives on port 67, batch by batch.
 func (s *Server) receive(ctx context.Context) error {
+	defer context.AfterFunc(ctx, func() { s.udp.SetReadDeadline(time.Unix(1, 0)) })()
 	msgs := make([]ipv4.Message, maxBatch)
 	for i := range msgs {
 		msgs[i].Buffers = [][]byte{make([]byte, maxPacket)}
@@ -124,23 +135,37 @@ func (s *Server) receive(ctx context.Context) error {
 // goes to out, or to the outbox if it promises a lease.
 func (s *Server) decide(b []byte, out replies) {
 	now := s.cfg.Now()
-	req, err := dhcpv4.FromBytes(b)
-	if err != nil {
-		if n, say := s.malformed.note(now); say {
-			s.cfg.Logger.Warn("malformed DHCP packet", "error", err, "bytes", len(b), "so far", n)
-		}
+	req := s.decode(b, now)
+	if req == nil {
 		return
 	}
 	d := s.handler.Decide(req, now)
-	s.record(d.Asked)
-	if d.Warn != "" {
-		s.cfg.Logger.Warn(d.Warn)
-	}
+	s.note(d)
 	switch {
 	case d.Commit != nil:
 		s.outbox.put(pending{Decision: d})
 	case d.Reply != nil:
 		out.add(d)
+	}
+}
+
+// decode returns nil for what is no DHCP message.
+func (s *Server) decode(b []byte, now time.Time) *dhcpv4.DHCPv4 {
+	req, err := dhcpv4.FromBytes(b)
+	if err == nil {
+		return req
+	}
+	if n, say := s.malformed.note(now); say {
+		s.cfg.Logger.Warn("malformed DHCP packet", "error", err, "bytes", len(b), "so far", n)
+	}
+	return nil
+}
+
+// note tells the timeline and the log of what was asked.
+func (s *Server) note(d Decision) {
+	s.record(d.Asked)
+	if d.Warn != "" {
+		s.cfg.Logger.Warn(d.Warn)
 	}
 }
 
