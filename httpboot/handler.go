@@ -183,8 +183,10 @@ func orNone(s string) string {
 }
 
 func (s *Server) serveScript(w http.ResponseWriter, r *http.Request, mac boot.MAC) {
-	_, p, _ := s.inventory().Lookup(s.cfg.Client(mac))
-	text, err := s.script(mac, p)
+	client := s.cfg.Client(mac)
+	client.MAC = mac // whatever is known of it
+	m, p, _ := s.inventory().Lookup(client)
+	text, err := s.script(asker{client: client, machine: m, profile: p, addr: clientOf(r), url: s.url})
 	e := timeline.Event{Machine: mac.String(), Stage: timeline.Script, Detail: p.Name}
 	switch {
 	case err != nil:
@@ -334,8 +336,8 @@ func (s *Server) servePhoneHome(w http.ResponseWriter, r *http.Request, mac boot
 // serveFailed takes the report of a script of ours that could not go on.
 func (s *Server) serveFailed(w http.ResponseWriter, r *http.Request, mac boot.MAC) {
 	stage := timeline.Stage(r.URL.Query().Get("stage"))
-	if !slices.Contains([]timeline.Stage{timeline.Kernel, timeline.Initrd, timeline.Linux}, stage) {
-		refuse(w, http.StatusBadRequest, "stage is kernel, initrd or linux")
+	if !slices.Contains([]timeline.Stage{timeline.HTTPBoot, timeline.Kernel, timeline.Initrd, timeline.Linux}, stage) {
+		refuse(w, http.StatusBadRequest, "stage is nbp, kernel, initrd or linux")
 		return
 	}
 	why := "iPXE could not go on"

@@ -237,6 +237,7 @@ func TestPaths(t *testing.T) {
 		{"POST", "/phone-home/nobody", 400},
 		{"POST", "/failed/52:54:00:12:34:56", 405},
 		{"GET", "/failed/52:54:00:12:34:56?stage=kernel", 200},
+		{"GET", "/failed/52:54:00:12:34:56?stage=nbp", 200},
 		{"GET", "/failed/52:54:00:12:34:56?stage=other", 400},
 	}
 	for _, tt := range tests {

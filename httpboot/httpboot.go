@@ -230,15 +230,19 @@ func (s *Server) Refusals() Refusals {
 	return Refusals{Denied: s.denied.Total(), Crowded: s.crowded.Total()}
 }
 
-// url returns the URL of an absolute path on this server. The host is an
-// address: a machine that boots may have no DNS.
+// url returns the URL of an absolute path on this server.
 func (s *Server) url(path string) string {
-	host := s.cfg.Addr.String()
-	if s.cfg.Addr.Is6() {
-		host = "[" + host + "]"
-	}
+	host := s.host()
 	if s.cfg.Port != DefaultPort {
 		host += ":" + strconv.Itoa(int(s.cfg.Port))
 	}
 	return "http://" + host + path
+}
+
+// host is the server in URLs, an address: a machine that boots may have no DNS.
+func (s *Server) host() string {
+	if s.cfg.Addr.Is6() {
+		return "[" + s.cfg.Addr.String() + "]"
+	}
+	return s.cfg.Addr.String()
 }

@@ -2,8 +2,10 @@ package httpboot
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
+	"net/netip"
 	"net/url"
 	"strings"
 	"unicode"
@@ -18,30 +20,43 @@ import (
 // holds nothing of the kind or is not booted. (Known of iPXE 1.0.0 of 2019 and
 // later.)
 
+// asker is who asks for a script.
+type asker struct {
+	client  boot.Client
+	machine boot.Machine
+	profile boot.Profile
+	addr    netip.Addr               // from which it asks
+	url     func(path string) string // of our paths, by the scheme that it asks with
+}
+
 // script renders what iPXE is to do on a machine. On an error, which says what
 // in the profile must change, the text is a script that says the same on the
 // machine's console.
-func (s *Server) script(mac boot.MAC, p boot.Profile) ([]byte, error) {
+func (s *Server) script(a asker) ([]byte, error) {
+	p := a.profile
+	text, err := []byte(p.Script), error(nil)
 	switch {
+	case p.Local():
+		text = localScript(a)
 	case p.Name == "":
-		return idleScript(mac), nil
+		text = idleScript(a)
 	case p.Script != "":
-		return []byte(p.Script), nil
+	case p.Kernel.Name != "":
+		text, err = s.kernelScript(a)
+	case len(p.Programs) > 0:
+		text, err = s.programScript(a)
+	default:
+		err = fmt.Errorf("profile %q has neither a kernel nor a program nor a script", p.Name)
 	}
-	text, err := s.bootScript(mac, p)
 	if err != nil {
 		return refusalScript(err), err
 	}
 	return text, nil
 }
 
-// bootScript loads the kernel and the initrds and starts them. On a failure it
-// says so on the console and to the server, and leaves the machine in iPXE's
-// shell: whoever comes sees the message and can try again by hand.
-func (s *Server) bootScript(mac boot.MAC, p boot.Profile) ([]byte, error) {
-	if p.Kernel.Name == "" {
-		return nil, fmt.Errorf("profile %q has neither a kernel nor a script", p.Name)
-	}
+// kernelScript loads the kernel and the initrds and starts them.
+func (s *Server) kernelScript(a asker) ([]byte, error) {
+	p := a.profile
 	if err := checkName(p.Name); err != nil {
 		return nil, fmt.Errorf("profile name %q: %w", p.Name, err)
 	}
@@ -50,43 +65,107 @@ func (s *Server) bootScript(mac boot.MAC, p boot.Profile) ([]byte, error) {
 			return nil, fmt.Errorf("profile %s, file name %q: %w", p.Name, f.Name, err)
 		}
 	}
-	words, err := cmdlineWords(p.Cmdline)
+	cmdline, err := boot.Expand(p.Cmdline, s.vars(a))
+	if err != nil {
+		return nil, fmt.Errorf("profile %s, kernel command line: %w", p.Name, err)
+	}
+	words, err := cmdlineWords(cmdline)
 	if err != nil {
 		return nil, fmt.Errorf("profile %s, kernel command line: %w", p.Name, err)
 	}
 	for _, f := range p.Initrds {
 		words = append(words, "initrd="+f.Name)
 	}
+	mac := a.client.MAC.String()
 	words = append(words,
-		"BOOTIF=01-"+strings.ReplaceAll(mac.String(), ":", "-"),
-		"ecboot.url="+s.url("/phone-home/"+mac.String()))
+		"BOOTIF=01-"+strings.ReplaceAll(mac, ":", "-"),
+		// The system that is booted does not know our certificate.
+		"ecboot.url="+s.url("/phone-home/"+mac))
 
 	var b bytes.Buffer
-	fmt.Fprintf(&b, "#!ipxe\necho ecboot: profile %s for %s\n", p.Name, mac)
-	fmt.Fprintf(&b, "set stage kernel\nkernel %s %s || goto failed\n", s.url(artifactPath(p.Name, p.Kernel.Name)), strings.Join(words, " "))
+	begin(&b, a)
+	fmt.Fprintf(&b, "set stage kernel\nkernel %s %s || goto failed\n", a.url(artifactPath(p.Name, p.Kernel.Name)), strings.Join(words, " "))
 	b.WriteString("set stage initrd\n")
 	for _, f := range p.Initrds {
-		fmt.Fprintf(&b, "initrd --name %s %s || goto failed\n", f.Name, s.url(artifactPath(p.Name, f.Name)))
+		fmt.Fprintf(&b, "initrd --name %s %s || goto failed\n", f.Name, a.url(artifactPath(p.Name, f.Name)))
 	}
 	b.WriteString("set stage linux\nboot || goto failed\n")
+	end(&b, a)
+	return b.Bytes(), nil
+}
+
+// programScript starts the program that the firmware of the machine could have
+// been given as well: for an iPXE that came some other way. A program out of a
+// tree goes on asking by TFTP, so it must come from there.
+func (s *Server) programScript(a asker) ([]byte, error) {
+	p := a.profile
+	program := p.Programs[a.client.Platform()]
+	if program == "" {
+		return nil, fmt.Errorf("profile %s has no program for %s", p.Name, a.client.Platform())
+	}
+	for elem := range strings.SplitSeq(p.Name+"/"+program, "/") {
+		if err := checkName(elem); err != nil {
+			return nil, fmt.Errorf("profile %s, program %q: %w", p.Name, program, err)
+		}
+	}
+	from := "tftp://" + s.host() + (&url.URL{Path: "/" + program}).EscapedPath()
+	if program == p.EFI.Name {
+		from = a.url(artifactPath(p.Name, program))
+	}
+	var b bytes.Buffer
+	begin(&b, a)
+	fmt.Fprintf(&b, "set stage nbp\nchain %s || goto failed\n", from)
+	end(&b, a)
+	return b.Bytes(), nil
+}
+
+// vars are what a command line may name.
+func (s *Server) vars(a asker) boot.Vars {
+	addr := a.machine.Addr
+	if addr == "" && a.addr.IsValid() {
+		addr = a.addr.String()
+	}
+	return boot.Vars{
+		MAC:     a.client.MAC.String(),
+		UUID:    cmp.Or(a.machine.UUID, a.client.UUID),
+		Name:    a.machine.Name,
+		Address: addr,
+		Server:  s.cfg.Addr.String(),
+		Profile: a.profile.Name,
+	}
+}
+
+func begin(b *bytes.Buffer, a asker) {
+	fmt.Fprintf(b, "#!ipxe\necho ecboot: profile %s for %s\n", a.profile.Name, a.client.MAC)
+}
+
+// end is where a script goes that has failed. It says so on the console and to
+// the server, and leaves the machine in iPXE's shell: whoever comes sees the
+// message and can try again by hand.
+func end(b *bytes.Buffer, a asker) {
 	// errno changes with every command that fails, so it is kept.
 	b.WriteString(":failed\nset err ${errno:hexraw}\n")
-	fmt.Fprintf(&b, "echo ecboot: profile %s failed at ${stage}, see https://ipxe.org/${err}\n", p.Name)
-	fmt.Fprintf(&b, "imgfetch --name report %s?stage=${stage}&errno=${err} ||\n", s.url("/failed/"+mac.String()))
+	fmt.Fprintf(b, "echo ecboot: profile %s failed at ${stage}, see https://ipxe.org/${err}\n", a.profile.Name)
+	fmt.Fprintf(b, "imgfetch --name report %s?stage=${stage}&errno=${err} ||\n", a.url("/failed/"+a.client.MAC.String()))
 	b.WriteString("echo ecboot: this is the shell of iPXE; \"exit\" goes on to the next boot device\nshell\n")
-	return b.Bytes(), nil
+}
+
+// localScript goes on to the next boot device. To UEFI, status 0 would mean that
+// the machine has been booted.
+func localScript(a asker) []byte {
+	return fmt.Appendf(nil, "#!ipxe\necho ecboot: %s boots its local disk\nexit 1\n", a.client.MAC)
 }
 
 // idleScript is for a machine that is to boot nothing from here. The next boot
 // device is right for it in most cases; there is time to read why, and a shell
 // for whom it is not.
-func idleScript(mac boot.MAC) []byte {
+func idleScript(a asker) []byte {
 	return fmt.Appendf(nil, `#!ipxe
 echo ecboot: no profile for %s
 echo ecboot: give the machine a profile, or set a default one, on the server
 prompt --timeout 15000 ecboot: any key opens a shell, the next boot device follows in 15 s && shell ||
 exit 1
-`, mac)
+`, a.client.MAC)
 }
 
 // refusalScript says what is wrong with a profile.

@@ -27,11 +27,17 @@ func profile() boot.Profile {
 	}
 }
 
+// ask renders a profile for a machine of which nothing else is known.
+func ask(cfg Config, p boot.Profile) ([]byte, error) {
+	s := newServer(cfg)
+	return s.script(asker{client: boot.Client{MAC: mac}, profile: p, url: s.url})
+}
+
 func TestScripts(t *testing.T) {
 	spaces := profile()
 	spaces.Kernel.Name, spaces.Initrds = "vmlinuz+5%", nil
 	bad := profile()
-	bad.Cmdline = "quiet && evil ${net0/mac}"
+	bad.Cmdline = "quiet && evil ${{net0/mac}"
 	tests := []struct {
 		golden  string
 		port    uint16
@@ -42,11 +48,14 @@ func TestScripts(t *testing.T) {
 		{"escaped", 8080, spaces, false},
 		{"own", 0, boot.Profile{Name: "own", Script: "#!ipxe\nsanboot ${anything}\n"}, false},
 		{"idle", 0, boot.Profile{}, false},
+		{"local", 0, boot.Profile{Name: boot.LocalName}, false},
+		{"efi", 8080, boot.Profile{Name: "memtest", EFI: boot.File{Name: "memtest86+.efi"}, Programs: map[boot.Platform]string{boot.BIOS: "memtest86+.efi"}}, false},
+		{"tree", 8080, boot.Profile{Name: "debian", Tree: "/srv", Programs: map[boot.Platform]string{boot.BIOS: "debian/pxelinux%.0"}}, false},
 		{"refused", 0, bad, true},
 	}
 	for _, tt := range tests {
 		t.Run(tt.golden, func(t *testing.T) {
-			got, err := newServer(Config{Addr: addr, Port: tt.port}).script(mac, tt.profile)
+			got, err := ask(Config{Addr: addr, Port: tt.port}, tt.profile)
 			if (err != nil) != tt.wantErr {
 				t.Errorf("error %v", err)
 			}
@@ -70,10 +79,13 @@ func TestValuesThatCannotGoIntoAScript(t *testing.T) {
 	}{
 		{"plain", func(*boot.Profile) {}, ""},
 		{"tab", func(p *boot.Profile) { p.Cmdline = "a\tb" }, ""},
-		{"dollar", func(p *boot.Profile) { p.Cmdline = "pass=$1 x={y}" }, ""},
+		{"dollar", func(p *boot.Profile) { p.Cmdline = "pass=$1 x={{y}" }, ""},
+		{"template", func(p *boot.Profile) { p.Cmdline = "host={name} {uuid}" }, ""},
+		{"unknown name in a template", func(p *boot.Profile) { p.Cmdline = "host={hostname}" }, "{hostname}, which is not known"},
+		{"setting out of a template", func(p *boot.Profile) { p.Cmdline = "ip=${{net0/ip}" }, "expand ${"},
 		{"operators inside words", func(p *boot.Profile) { p.Cmdline = "a||b c&&d e;f g#h" }, ""},
 		{"umlaut", func(p *boot.Profile) { p.Cmdline = "name=Zürich" }, ""},
-		{"setting", func(p *boot.Profile) { p.Cmdline = "ip=${net0/ip}" }, "expand ${"},
+		{"setting", func(p *boot.Profile) { p.Cmdline = "ip=${net0/ip}" }, "{net0/ip}, which is not known"},
 		{"line", func(p *boot.Profile) { p.Cmdline = "a\nshell" }, "one line"},
 		{"carriage return", func(p *boot.Profile) { p.Cmdline = "a\rshell" }, "one line"},
 		{"NUL", func(p *boot.Profile) { p.Cmdline = "a\x00b" }, "one line"},
@@ -82,12 +94,21 @@ func TestValuesThatCannotGoIntoAScript(t *testing.T) {
 		{"semicolon", func(p *boot.Profile) { p.Cmdline = "a ; b" }, `";"`},
 		{"comment", func(p *boot.Profile) { p.Cmdline = "a #b" }, `"#b"`},
 		{"not UTF-8", func(p *boot.Profile) { p.Cmdline = "a\xffb" }, "UTF-8"},
-		{"no kernel", func(p *boot.Profile) { p.Kernel = boot.File{} }, "neither a kernel nor a script"},
+		{"no kernel", func(p *boot.Profile) { p.Kernel = boot.File{} }, "neither a kernel nor a program nor a script"},
 		{"kernel with a space", func(p *boot.Profile) { p.Kernel.Name = "my kernel" }, "one word"},
 		{"kernel that is a path", func(p *boot.Profile) { p.Kernel.Name = "../vmlinuz" }, "not be a path"},
 		{"initrd with a setting", func(p *boot.Profile) { p.Initrds[1].Name = "${x}" }, "expand ${"},
 		{"initrd without a name", func(p *boot.Profile) { p.Initrds[0].Name = "" }, "one word"},
 		{"initrd that is an operator", func(p *boot.Profile) { p.Initrds[0].Name = "||" }, `"||"`},
+		{"no program for the platform", func(p *boot.Profile) {
+			*p = boot.Profile{Name: "x", Programs: map[boot.Platform]string{boot.UEFIX64: "x.efi"}}
+		}, "no program for bios"},
+		{"program with a space", func(p *boot.Profile) {
+			*p = boot.Profile{Name: "x", Programs: map[boot.Platform]string{boot.BIOS: "x/y z"}}
+		}, "one word"},
+		{"program outside", func(p *boot.Profile) {
+			*p = boot.Profile{Name: "x", Programs: map[boot.Platform]string{boot.BIOS: "../x"}}
+		}, "not be a path"},
 		{"profile that is a directory", func(p *boot.Profile) { p.Name = ".." }, "not be a path"},
 		{"profile with a line", func(p *boot.Profile) { p.Name = "a\nb" }, "one line"},
 	}
@@ -95,7 +116,7 @@ func TestValuesThatCannotGoIntoAScript(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			p := profile()
 			tt.change(&p)
-			text, err := newServer(Config{Addr: addr}).script(mac, p)
+			text, err := ask(Config{Addr: addr}, p)
 			if tt.want == "" && err != nil || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)) {
 				t.Errorf("error %v, want %q", err, tt.want)
 			}
@@ -104,10 +125,36 @@ func TestValuesThatCannotGoIntoAScript(t *testing.T) {
 	}
 }
 
+// TestCommandLineTemplate fills in what is known of a machine.
+func TestCommandLineTemplate(t *testing.T) {
+	p := profile()
+	p.Cmdline = "m={mac} u={uuid} n={name} a={address} s={server} p={profile} {{x}"
+	s := newServer(Config{Addr: addr, Port: 8080})
+	const uuid = "12345678-1234-1234-1234-123456789abc"
+	for _, tt := range []struct {
+		machine boot.Machine
+		client  boot.Client
+		want    string
+	}{
+		{boot.Machine{}, boot.Client{}, "m=52:54:00:12:34:56 u= n= a=10.77.0.66 s=10.77.0.1 p=default {x} "},
+		{boot.Machine{Name: "node1", Addr: "10.77.0.5"}, boot.Client{UUID: uuid}, "m=52:54:00:12:34:56 u=" + uuid + " n=node1 a=10.77.0.5 s=10.77.0.1 p=default {x} "},
+		{boot.Machine{Name: "a || b"}, boot.Client{}, ""},
+		{boot.Machine{Name: "a\nshell"}, boot.Client{}, ""},
+		{boot.Machine{Name: "${net0/ip}"}, boot.Client{}, ""},
+	} {
+		tt.client.MAC = mac
+		text, err := s.script(asker{client: tt.client, machine: tt.machine, profile: p, addr: netip.MustParseAddr("10.77.0.66"), url: s.url})
+		if (err == nil) != (tt.want != "") || !strings.Contains(string(text), tt.want) {
+			t.Errorf("%+v: %v\n%s", tt.machine, err, text)
+		}
+		checkScript(t, string(text))
+	}
+}
+
 // The words with which lines of our scripts may begin, and the settings that
 // they expand.
 var (
-	ownLines    = regexp.MustCompile(`^(#!ipxe|:failed|(echo|set|kernel|initrd|boot|imgfetch|prompt|exit|shell)( .*)?)$`)
+	ownLines    = regexp.MustCompile(`^(#!ipxe|:failed|(echo|set|kernel|initrd|boot|chain|imgfetch|prompt|exit|shell)( .*)?)$`)
 	ownSettings = map[string]bool{"${stage}": true, "${err}": true, "${errno:hexraw}": true}
 	setting     = regexp.MustCompile(`\$\{[^}]*\}?`)
 	// After an operator comes one of these, and a comment is in the first line only.
@@ -143,12 +190,14 @@ func FuzzScript(f *testing.F) {
 	f.Add("", "#", "--name", "\\")
 	f.Add("p", "k", "i", "x ; y #z \\\n$\x00{a}")
 	f.Add("p", "$", "{x}", "a\\")
+	f.Add("p", "k", "i", "host={name} {{x} {mac}{uuid} ${{x}")
 	f.Fuzz(func(t *testing.T, name, kernel, initrd, cmdline string) {
 		p := boot.Profile{Name: name, Kernel: boot.File{Name: kernel}, Initrds: []boot.File{{Name: initrd}}, Cmdline: cmdline}
-		text, err := newServer(Config{Addr: addr}).script(mac, p)
+		text, err := ask(Config{Addr: addr}, p)
 		checkScript(t, string(text))
 		if err == nil && name != "" {
 			got := string(text)
+			cmdline, _ := boot.Expand(cmdline, boot.Vars{MAC: mac.String(), Server: addr.String(), Profile: name})
 			for _, want := range append(strings.Fields(cmdline), "initrd="+initrd, "BOOTIF=01-52-54-00-12-34-56", "ecboot.url=http://10.77.0.1/phone-home/52:54:00:12:34:56") {
 				if !strings.Contains(got, " "+want+" ") {
 					t.Errorf("%q is not on the command line: %s", want, got)
