@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -404,6 +405,36 @@ func TestTransfers(t *testing.T) {
 			}
 		})
 	}
+}
+
+func FuzzRange(f *testing.F) {
+	for _, s := range [][2]string{{"bytes=0-9", ""}, {"bytes=-1", ""}, {"bytes=1000-", `"x"`}, {"bytes=0-0,2-3,-5", ""}, {"bytes=9999999-", ""}, {"bytes=5-1", ""}, {"bytes=18446744073709551615-", ""}, {"lines=1-2", "Sat, 01 Jan 2000 00:00:00 GMT"}} {
+		f.Add(s[0], s[1])
+	}
+	s, _ := handler(f)
+	want := pattern(nbpSize)
+	f.Fuzz(func(t *testing.T, ranges, ifRange string) {
+		r := request(t, "GET", "/nbp/snponly.efi")
+		r.Header.Set("Range", ranges)
+		r.Header.Set("If-Range", ifRange)
+		res := do(s, r)
+		body, err := io.ReadAll(res.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n, _ := strconv.Atoi(res.Header.Get("Content-Length")); n != len(body) {
+			t.Errorf("%q: Content-Length %d of %d", ranges, n, len(body))
+		}
+		var from, to, size int
+		switch n, _ := fmt.Sscanf(res.Header.Get("Content-Range"), "bytes %d-%d/%d", &from, &to, &size); {
+		case res.StatusCode == 200 && bytes.Equal(body, want):
+		case res.StatusCode == 206 && n == 3 && size == len(want) && bytes.Equal(body, want[from:to+1]):
+		case res.StatusCode == 206 && strings.HasPrefix(res.Header.Get("Content-Type"), "multipart/byteranges"):
+		case res.StatusCode == 416:
+		default:
+			t.Errorf("%q, if %q: status %d with %d bytes, %v", ranges, ifRange, res.StatusCode, len(body), res.Header)
+		}
+	})
 }
 
 func TestTwoRangesAreOneTransfer(t *testing.T) {
