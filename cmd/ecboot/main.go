@@ -12,6 +12,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"github.com/every-channel/ecboot/internal/lan"
 )
 
 // Exit codes. They are part of the interface: scripts branch on them.
@@ -44,6 +46,7 @@ func withCode(code int, err error) error {
 func main() { os.Exit(mainCode()) }
 
 func mainCode() int {
+	lan.RunWatchdog()
 	// The first Ctrl-C ends in good order, the second at once: after the
 	// first, the signal has its default effect again.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)

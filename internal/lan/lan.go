@@ -1,7 +1,11 @@
-// Package lan makes the network segment that guests and servers share: a bridge,
-// private by default, and the taps that join guests to it. Whatever it makes on
-// a network that was there before it is noted on disk first, so that the next
-// start can undo what a killed process left.
+// Package lan makes the network segment that guests and servers share. A segment
+// is a bridge with taps: private, the host's, or one that takes a NIC in; or it
+// is a macvlan of a NIC for the servers with macvtaps for the guests.
+//
+// What is to be changed is planned first, by a pure function that also says what
+// cannot work and why. Each change is noted on disk before it is made, so that a
+// watchdog, and the next start if that is gone too, can undo what a killed
+// process left.
 package lan
 
 import (
@@ -9,9 +13,10 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -20,169 +25,184 @@ import (
 // PrivateBridge is the bridge of a private segment.
 const PrivateBridge = "ecbr0"
 
-// privateMAC is locally administered. A bridge whose address is given keeps it
-// when ports come and go; otherwise it would take over a port's.
-var privateMAC = net.HardwareAddr{0x02, 0xec, 0xb0, 0x07, 0x00, 0x01}
-
-// Config says which segment to open.
+// Config says which segment to open. Without Bridge, Uplink and Parent it is a
+// private one, which belongs in a namespace of its own (Isolate).
 type Config struct {
-	// Bridge is an existing bridge to join; empty makes PrivateBridge, which
-	// belongs in a namespace of its own (Isolate).
+	// Name is the segment's, from which the names of what is made come;
+	// empty means that there is no other segment in NoteDir.
+	Name string
+
+	// Bridge is joined if it exists and made if not. Empty with an Uplink:
+	// one is made under a name of its own.
 	Bridge string
-	// Address is the servers' address and the segment's prefix. With an
-	// existing bridge the zero value takes the address that the bridge has,
-	// and another address is added while the segment is open.
+	// Uplink is a NIC to put into the bridge. Addresses, routes and DNS
+	// servers that it has move to the bridge while the segment is open.
+	Uplink string
+	// Parent is, instead of a bridge, a NIC that carries a macvlan for the
+	// servers and a macvtap for each guest. It stays as it is, unless
+	// Address is one that it has: then its addresses and routes move to the
+	// macvlan.
+	Parent string
+	// VLAN, from 1 to 4094, takes the 802.1Q network of this number on the
+	// Uplink or Parent instead of its untagged one; 0 takes the latter.
+	VLAN int
+
+	// Address is the servers' address and the segment's prefix. The zero
+	// value takes the first IPv4 address that the bridge or the uplink has;
+	// another address is added while the segment is open.
 	Address netip.Prefix
+	// NAT lets the segment's clients out through the host's default route,
+	// under the host's address.
+	NAT bool
+
 	// NoteDir is an existing directory for the note of what must be undone.
 	NoteDir string
+
+	// pause is called before and after each change, in tests only.
+	pause func()
 }
 
 // Segment is an open network segment.
 type Segment struct {
-	bridge  netlink.Link
-	address netip.Prefix
-	undo    []step
-	note    string
+	link     netlink.Link // of the servers
+	parent   string       // of the guests' macvtaps; empty: they have taps
+	address  netip.Prefix
+	warnings []string
+	pause    func()
+
+	mu       sync.Mutex // held while something changes
+	made     []change
+	note     string // empty when nothing outlives the namespace
+	watchdog *watchdog
 }
 
 // Open makes or joins the segment. When it fails, nothing that it made is left.
 func Open(cfg Config) (*Segment, error) {
-	s := &Segment{note: filepath.Join(cfg.NoteDir, noteName), address: cfg.Address}
-	var err error
-	if cfg.Bridge == "" {
-		err = s.make()
-	} else {
-		err = s.join(cfg.Bridge)
-	}
+	h, err := readHost()
 	if err != nil {
-		return nil, errors.Join(err, s.Close())
+		return nil, fmt.Errorf("look at the network: %w", err)
+	}
+	p := plan(cfg, h)
+	if err := p.err(); err != nil {
+		return nil, err
+	}
+	s := &Segment{parent: p.parent, address: p.address, warnings: p.warnings, pause: cfg.pause}
+	if s.pause == nil {
+		s.pause = func() {}
+	}
+	if !p.private {
+		s.note = noteFile(cfg.NoteDir, cfg.Name)
+	}
+	for _, c := range p.changes {
+		if err := s.change(c); err != nil {
+			return nil, errors.Join(err, s.Close())
+		}
+	}
+	if s.link, err = netlink.LinkByName(p.link); err != nil {
+		return nil, errors.Join(fmt.Errorf("%s: %w", p.link, err), s.Close())
 	}
 	return s, nil
 }
 
-// Interface is the name of the bridge.
-func (s *Segment) Interface() string { return s.bridge.Attrs().Name }
+// Interface is the link of the servers' sockets: the bridge, or the macvlan.
+func (s *Segment) Interface() string { return s.link.Attrs().Name }
 
 // Address is the servers' address on the segment, with its prefix length.
 func (s *Segment) Address() netip.Prefix { return s.address }
 
 // MTU is the largest IP packet of the segment in bytes.
-func (s *Segment) MTU() int { return s.bridge.Attrs().MTU }
+func (s *Segment) MTU() int { return s.link.Attrs().MTU }
 
-// Close undoes what Open did, last first.
-func (s *Segment) Close() error { return undoAll(s.note, s.undo) }
+// Warnings is what works, but not as everybody expects.
+func (s *Segment) Warnings() []string { return s.warnings }
 
-func (s *Segment) make() error {
-	if !s.address.IsValid() {
-		return errors.New("a private segment needs an address, such as 10.77.0.1/24")
+// STP reports whether spanning tree is on, which keeps a new port silent for
+// its forward delay and so loses the first requests of a guest.
+func (s *Segment) STP() bool {
+	on, err := spanningTree(s.link)
+	return err == nil && on
+}
+
+// Close undoes what Open and Tap did, last first.
+func (s *Segment) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	err := undoAll(s.note, s.made)
+	if err == nil {
+		s.made = nil
 	}
-	if _, err := netlink.LinkByName(PrivateBridge); err == nil {
-		return fmt.Errorf("bridge %s exists already: name it with --bridge to use it, or remove it with 'ip link del %[1]s'", PrivateBridge)
-	}
-	// Not noted on disk: after this process the namespace is gone too, and a
-	// bridge of this name elsewhere would be somebody else's.
-	s.undo = append(s.undo, step{Op: opDelLink, Link: PrivateBridge})
-	la := netlink.NewLinkAttrs()
-	la.Name = PrivateBridge
-	la.HardwareAddr = privateMAC
-	// Snooping without a querier would lose the multicast that guests wait
-	// for; STP (off in a new bridge) would hold their first seconds back.
-	snooping := false
-	bridge := &netlink.Bridge{LinkAttrs: la, MulticastSnooping: &snooping}
-	if err := netlink.LinkAdd(bridge); err != nil {
-		return needAdmin("make bridge "+PrivateBridge, err)
-	}
-	s.bridge = bridge
-	if err := writeAttr("/sys/class/net/"+PrivateBridge+"/bridge/forward_delay", "0"); err != nil && !errors.Is(err, os.ErrNotExist) {
-		// sysfs shows the namespace of whoever mounted it, so the file
-		// may not be there; with STP off the delay has no effect.
-		return fmt.Errorf("forward delay of %s: %w", PrivateBridge, err)
-	}
-	// Nobody else is on the segment yet: no need to wait for duplicate
-	// address detection before router solicitations can be answered.
-	if err := writeAttr("/proc/sys/net/ipv6/conf/"+PrivateBridge+"/accept_dad", "0"); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("duplicate address detection of %s: %w", PrivateBridge, err)
-	}
-	if err := s.addAddress(); err != nil {
+	// Where this failed the watchdog tries once more.
+	return errors.Join(err, s.watchdog.release())
+}
+
+// change notes a change and makes it.
+func (s *Segment) change(c change) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := c.remember(); err != nil {
 		return err
 	}
-	for _, name := range []string{"lo", PrivateBridge} {
-		if err := setUp(name); err != nil {
+	s.made = append(s.made, c)
+	if s.note != "" {
+		if err := writeNote(s.note, s.made); err != nil {
 			return err
 		}
+		if s.watchdog == nil {
+			var err error
+			if s.watchdog, err = startWatchdog(s.note); err != nil {
+				return err
+			}
+		}
 	}
-	s.bridge, _ = netlink.LinkByName(PrivateBridge)
+	s.pause()
+	if err := c.make(s.pause); err != nil {
+		return err
+	}
+	s.pause()
 	return nil
 }
 
-func (s *Segment) join(name string) error {
-	link, err := findBridge(name)
-	if err != nil {
-		return err
-	}
-	if link.Attrs().Flags&net.FlagUp == 0 {
-		return fmt.Errorf("bridge %s is down: 'ip link set %[1]s up'", name)
-	}
-	s.bridge = link
-	have, err := addresses(link)
-	if err != nil {
-		return fmt.Errorf("addresses of %s: %w", name, err)
-	}
-	if !s.address.IsValid() {
-		if len(have) == 0 {
-			return fmt.Errorf("bridge %s has no IPv4 address: give it one, or name the servers' with --address", name)
-		}
-		s.address = have[0]
+// undo undoes a change before the others.
+func (s *Segment) undo(c change) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	i := slices.IndexFunc(s.made, func(m change) bool { return m.Op == c.Op && m.Link == c.Link })
+	if i < 0 {
 		return nil
 	}
-	for _, a := range have {
-		if a == s.address {
-			return nil
-		}
-		if a.Addr() == s.address.Addr() {
-			return fmt.Errorf("bridge %s has %s already, with another prefix length than %s", name, a, s.address)
-		}
-	}
-	if err := s.will(step{Op: opDelAddr, Link: name, Addr: s.address.String()}); err != nil {
+	if err := s.made[i].undo(); err != nil {
 		return err
 	}
-	return s.addAddress()
+	s.made = slices.Delete(s.made, i, i+1)
+	if s.note == "" {
+		return nil
+	}
+	return writeNote(s.note, s.made)
 }
 
-// AddressOf returns the first IPv4 address of an existing bridge, the zero
-// prefix when it has none.
-func AddressOf(bridge string) (netip.Prefix, error) {
-	link, err := findBridge(bridge)
-	if err != nil {
-		return netip.Prefix{}, err
+// AddressOf returns the first IPv4 address that one of the links has, the zero
+// prefix when none has one. Names that are empty or of no link are passed over.
+func AddressOf(links ...string) (netip.Prefix, error) {
+	for _, name := range links {
+		if name == "" {
+			continue
+		}
+		link, err := netlink.LinkByName(name)
+		if isNotFound(err) {
+			continue
+		}
+		if err != nil {
+			return netip.Prefix{}, fmt.Errorf("%s: %w", name, err)
+		}
+		have, err := addresses(link)
+		if err != nil {
+			return netip.Prefix{}, fmt.Errorf("addresses of %s: %w", name, err)
+		}
+		if len(have) > 0 {
+			return have[0], nil
+		}
 	}
-	have, err := addresses(link)
-	if err != nil || len(have) == 0 {
-		return netip.Prefix{}, err
-	}
-	return have[0], nil
-}
-
-func findBridge(name string) (netlink.Link, error) {
-	link, err := netlink.LinkByName(name)
-	if err != nil {
-		return nil, fmt.Errorf("bridge %s: %w; make it with 'ip link add %[1]s type bridge', or leave --bridge out for a private segment", name, err)
-	}
-	if link.Type() != "bridge" {
-		return nil, fmt.Errorf("%s is no bridge but a %s link: make one with 'ip link add br0 type bridge' and put %[1]s into it", name, link.Type())
-	}
-	return link, nil
-}
-
-func (s *Segment) addAddress() error {
-	addr, err := netlink.ParseAddr(s.address.String())
-	if err != nil {
-		return fmt.Errorf("address %s: %w", s.address, err)
-	}
-	if err := netlink.AddrAdd(s.bridge, addr); err != nil {
-		return needAdmin(fmt.Sprintf("add %s to %s", s.address, s.bridge.Attrs().Name), err)
-	}
-	return nil
+	return netip.Prefix{}, nil
 }
 
 func addresses(link netlink.Link) ([]netip.Prefix, error) {
@@ -192,12 +212,20 @@ func addresses(link netlink.Link) ([]netip.Prefix, error) {
 	}
 	var out []netip.Prefix
 	for _, a := range list {
-		if ip, ok := netip.AddrFromSlice(a.IP.To4()); ok {
-			bits, _ := a.Mask.Size()
-			out = append(out, netip.PrefixFrom(ip, bits))
+		if p, ok := prefixOf(a.IPNet); ok {
+			out = append(out, p)
 		}
 	}
 	return out, nil
+}
+
+func prefixOf(n *net.IPNet) (netip.Prefix, bool) {
+	if n == nil {
+		return netip.Prefix{}, false
+	}
+	ip, ok := netip.AddrFromSlice(n.IP)
+	bits, _ := n.Mask.Size()
+	return netip.PrefixFrom(ip.Unmap(), bits), ok
 }
 
 func setUp(name string) error {
@@ -211,8 +239,9 @@ func setUp(name string) error {
 	return nil
 }
 
-func writeAttr(path, value string) error {
-	return os.WriteFile(path, []byte(value), 0o644)
+// noteFile is where a segment's note lies.
+func noteFile(dir, segment string) string {
+	return filepath.Join(dir, strings.TrimSuffix(notePrefix+segment, "-")+noteSuffix)
 }
 
 // needAdmin adds to a refusal by the kernel what would lift it.
@@ -223,76 +252,7 @@ func needAdmin(what string, err error) error {
 	return fmt.Errorf("%s: %w", what, err)
 }
 
-// tunPath is the device that taps come from.
-const tunPath = "/dev/net/tun"
-
-// Tap is a guest's port on the bridge. It exists as long as a process holds
-// File or a copy of it.
-type Tap struct {
-	Name string
-	File *os.File
-}
-
-// Tap makes a port for the guest that has this address. The file is for QEMU's
-// netdev "tap,fd="; close it here once QEMU has it.
-func (s *Segment) Tap(mac [6]byte) (*Tap, error) {
-	fd, err := unix.Open(tunPath, unix.O_RDWR|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, tunError(err)
-	}
-	// The kernel numbers the name. A guest's own offloads need the virtio
-	// header; QEMU asks the tap whether it is there.
-	req, err := unix.NewIfreq("ectap%d")
-	if err == nil {
-		req.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
-		err = unix.IoctlIfreq(fd, unix.TUNSETIFF, req)
-	}
-	if err != nil {
-		unix.Close(fd)
-		return nil, needAdmin("make a tap", err)
-	}
-	tap := &Tap{Name: req.Name(), File: os.NewFile(uintptr(fd), tunPath)}
-	if err := s.plug(tap.Name); err != nil {
-		tap.File.Close()
-		return nil, err
-	}
-	return tap, nil
-}
-
-func (s *Segment) plug(name string) error {
-	link, err := netlink.LinkByName(name)
-	if err != nil {
-		return fmt.Errorf("tap %s: %w", name, err)
-	}
-	// The host itself has nothing to say on a guest's port.
-	if err := writeAttr("/proc/sys/net/ipv6/conf/"+name+"/disable_ipv6", "1"); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("IPv6 off on %s: %w", name, err)
-	}
-	if mtu := s.MTU(); mtu != link.Attrs().MTU {
-		// A port with a smaller MTU would lower the whole bridge's.
-		if err := netlink.LinkSetMTU(link, mtu); err != nil {
-			return fmt.Errorf("MTU %d on %s: %w", mtu, name, err)
-		}
-	}
-	if err := netlink.LinkSetMaster(link, s.bridge); err != nil {
-		return needAdmin(fmt.Sprintf("put %s into %s", name, s.Interface()), err)
-	}
-	return setUp(name)
-}
-
-func tunError(err error) error {
-	switch {
-	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENODEV):
-		return fmt.Errorf("%s: %w: load it with 'modprobe tun'", tunPath, err)
-	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
-		return fmt.Errorf("%s: %w: run as root, or 'chmod 666 %[1]s'", tunPath, err)
-	}
-	return fmt.Errorf("%s: %w", tunPath, err)
-}
-
-// STP reports whether spanning tree is on, which keeps a new port silent for
-// its forward delay and so loses the first requests of a guest.
-func (s *Segment) STP() bool {
-	b, err := os.ReadFile("/sys/class/net/" + s.Interface() + "/bridge/stp_state")
-	return err == nil && strings.TrimSpace(string(b)) != "0"
+func isNotFound(err error) bool {
+	var notFound netlink.LinkNotFoundError
+	return errors.As(err, &notFound)
 }

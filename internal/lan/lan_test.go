@@ -4,6 +4,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -13,7 +14,14 @@ import (
 	"github.com/every-channel/ecboot/internal/nettest"
 )
 
-func TestMain(m *testing.M) { nettest.Main(m) }
+func TestMain(m *testing.M) {
+	RunWatchdog()
+	if os.Getenv(victimVar) != "" {
+		beVictim()
+		os.Exit(0)
+	}
+	nettest.Main(m)
+}
 
 var guestMAC = [6]byte{0x52, 0x54, 0, 0x12, 0x34, 0x56}
 
@@ -62,7 +70,7 @@ func TestTapIsAPortUntilItsFileCloses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if port.Attrs().MasterIndex != s.bridge.Attrs().Index || port.Attrs().Flags&net.FlagUp == 0 {
+	if port.Attrs().MasterIndex != s.link.Attrs().Index || port.Attrs().Flags&net.FlagUp == 0 {
 		t.Errorf("%s is not an active port of the bridge: %+v", tap.Name, port.Attrs())
 	}
 	tap.File.Close()
@@ -118,29 +126,55 @@ func TestJoinedBridgeIsLeftAsItWas(t *testing.T) {
 
 func TestJoinRefusesWhatIsNoBridge(t *testing.T) {
 	nettest.NeedRoot(t)
-	for name, want := range map[string]string{"lo": "is no bridge", "br9": "ip link add br9 type bridge"} {
-		if _, err := Open(Config{Bridge: name, Address: private, NoteDir: t.TempDir()}); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("%s: got %v, want an error with %q", name, err, want)
-		}
+	if _, err := Open(Config{Bridge: "lo", Address: private, NoteDir: t.TempDir()}); err == nil || !strings.Contains(err.Error(), "is no bridge") {
+		t.Errorf("got %v", err)
 	}
 }
 
-func TestSweepUndoesWhatAKilledProcessLeft(t *testing.T) {
+func TestMissingBridgeIsMade(t *testing.T) {
 	nettest.NeedRoot(t)
-	nettest.Bridge(t, "br0", "")
+	nettest.Need(t, "ip")
 	dir := t.TempDir()
-	if _, err := Open(Config{Bridge: "br0", Address: private, NoteDir: dir}); err != nil {
+	s, err := Open(Config{Bridge: "br8", Address: private, NoteDir: dir})
+	if err != nil {
 		t.Fatal(err)
 	}
-	// No Close: the process is gone.
-	for range 2 {
-		if err := Sweep(dir); err != nil {
-			t.Fatal(err)
+	defer s.Close()
+	out, err := exec.Command("ip", "-d", "link", "show", "br8").CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	for _, want := range []string{"forward_delay 0 ", "stp_state 0 ", "mcast_snooping 0 ", "link/ether " + stableMAC(machineID(), "br8").String()} {
+		if !strings.Contains(string(out), want) {
+			t.Errorf("the bridge lacks %q: %s", want, out)
 		}
 	}
-	link, _ := netlink.LinkByName("br0")
-	if have, _ := addresses(link); len(have) != 0 {
-		t.Errorf("the bridge still has %v", have)
+	if s.STP() {
+		t.Error("STP is on")
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	wantNoLink(t, "br8")
+	if left, _ := filepath.Glob(dir + "/*"); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+func TestSpanningTreeIsSeen(t *testing.T) {
+	nettest.NeedRoot(t)
+	nettest.Need(t, "ip")
+	nettest.Bridge(t, "br0", "10.1.0.1/16")
+	if out, err := exec.Command("ip", "link", "set", "br0", "type", "bridge", "stp_state", "1").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	s, err := Open(Config{Bridge: "br0", NoteDir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if !s.STP() {
+		t.Error("the bridge's spanning tree is not seen")
 	}
 }
 

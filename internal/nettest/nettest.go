@@ -213,20 +213,30 @@ func Bridge(t testing.TB, name, addr string) {
 	must(t, "up "+name, netlink.LinkSetUp(bridge))
 }
 
+// Wire joins a host to the test's namespace by a veth pair: name here, ifname
+// there, both up and without address.
+func Wire(t testing.TB, name string, h *Host, ifname string) {
+	t.Helper()
+	la := netlink.NewLinkAttrs()
+	la.Name = name
+	veth := &netlink.Veth{LinkAttrs: la, PeerName: ifname, PeerNamespace: netlink.NsPid(h.pid)}
+	must(t, "add veth "+name, netlink.LinkAdd(veth))
+	t.Cleanup(func() { netlink.LinkDel(veth) })
+	must(t, "up "+name, netlink.LinkSetUp(veth))
+	h.Run(t, "ip", "link", "set", ifname, "up")
+}
+
 // Connect joins a host to a bridge of the test's namespace by a veth pair whose
 // end in the host is called ifname. Both ends are up; the host has no address.
 func Connect(t testing.TB, bridge string, h *Host, ifname string) {
 	t.Helper()
 	master, err := netlink.LinkByName(bridge)
 	must(t, "find "+bridge, err)
-	la := netlink.NewLinkAttrs()
-	la.Name = fmt.Sprintf("v%d.%s", h.pid, ifname)
-	la.MasterIndex = master.Attrs().Index
-	veth := &netlink.Veth{LinkAttrs: la, PeerName: ifname, PeerNamespace: netlink.NsPid(h.pid)}
-	must(t, "add veth "+la.Name, netlink.LinkAdd(veth))
-	t.Cleanup(func() { netlink.LinkDel(veth) })
-	must(t, "up "+la.Name, netlink.LinkSetUp(veth))
-	h.Run(t, "ip", "link", "set", ifname, "up")
+	name := fmt.Sprintf("v%d.%s", h.pid, ifname)
+	Wire(t, name, h, ifname)
+	port, err := netlink.LinkByName(name)
+	must(t, "find "+name, err)
+	must(t, "put "+name+" into "+bridge, netlink.LinkSetMaster(port, master))
 }
 
 func must(t testing.TB, what string, err error) {

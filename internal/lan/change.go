@@ -1,0 +1,335 @@
+package lan
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// op is a kind of change.
+type op string
+
+// The kinds. Their names stand in notes, so that a newer ecboot can undo what
+// an older one left.
+const (
+	opBridge  op = "bridge"  // make the bridge Link with address MAC
+	opVLAN    op = "vlan"    // make Link for the 802.1Q network VLAN of On
+	opMacvlan op = "macvlan" // make Link with address MAC on top of On
+	opMacvtap op = "macvtap" // the same for a guest
+	opInherit op = "inherit" // give Link the IP settings of On
+	opUp      op = "up"      // bring Link up
+	opEnslave op = "enslave" // make Link a port of On
+	opMove    op = "move"    // move addresses and routes from Link to On
+	opAddress op = "address" // add Addr to Link
+	opSetting op = "setting" // set Key below /proc/sys/net to Value
+	opNAT     op = "nat"     // let Addr's network out, from Link
+)
+
+// change is one change to the network. With what remember adds it says how it
+// is undone; undoing one that was never made does nothing.
+type change struct {
+	Op    op           `json:"op"`
+	Link  string       `json:"link,omitempty"`
+	On    string       `json:"on,omitempty"` // the other link
+	MAC   string       `json:"mac,omitempty"`
+	VLAN  int          `json:"vlan,omitempty"`
+	Index int          `json:"index,omitempty"` // that a new link gets; 0: any
+	Addr  netip.Prefix `json:"addr,omitzero"`
+	Key   string       `json:"key,omitempty"`
+	Value string       `json:"value,omitempty"`
+	Old   string       `json:"old,omitempty"`   // of a setting
+	Saved *belongings  `json:"saved,omitempty"` // of a move
+	NAT   *nat         `json:"nat,omitempty"`
+}
+
+// remember adds what undoing will need. It changes nothing.
+func (c *change) remember() (err error) {
+	switch c.Op {
+	case opMove:
+		c.Saved, err = belongingsOf(c.Link)
+	case opSetting:
+		c.Old, err = readSetting(c.Key)
+	}
+	return err
+}
+
+// make makes the change. pause is for tests to stop within.
+func (c change) make(pause func()) error {
+	switch c.Op {
+	case opBridge:
+		return c.makeBridge()
+	case opVLAN, opMacvlan, opMacvtap:
+		return c.makeUpper()
+	case opInherit:
+		return inheritSettings(c.Link, c.On)
+	case opUp:
+		return setUp(c.Link)
+	case opEnslave:
+		return c.enslave()
+	case opMove:
+		return c.Saved.move(c.Link, c.On, pause)
+	case opAddress:
+		return c.addAddress()
+	case opSetting:
+		return writeSetting(c.Key, c.Value)
+	case opNAT:
+		return c.NAT.install()
+	}
+	return fmt.Errorf("%s: an unknown kind of change", c.Op)
+}
+
+// undo undoes the change, or as much of it as was made.
+func (c change) undo() error {
+	switch c.Op {
+	case opMove:
+		return c.Saved.moveBack(c.Link, c.On)
+	case opSetting:
+		return restoreSetting(c.Key, c.Value, c.Old)
+	case opNAT:
+		return c.NAT.remove()
+	}
+	link, err := netlink.LinkByName(c.Link)
+	if isNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", c.Link, err)
+	}
+	switch c.Op {
+	case opBridge, opVLAN, opMacvlan, opMacvtap:
+		// One of this name that somebody else made stays.
+		if link.Type() != string(c.Op) || c.MAC != "" && link.Attrs().HardwareAddr.String() != c.MAC {
+			return nil
+		}
+		err = netlink.LinkDel(link)
+	case opUp:
+		err = netlink.LinkSetDown(link)
+	case opEnslave:
+		if bridge, e := netlink.LinkByName(c.On); e == nil && link.Attrs().MasterIndex == bridge.Attrs().Index {
+			err = netlink.LinkSetNoMaster(link)
+		}
+	case opAddress:
+		var addr *netlink.Addr
+		if addr, err = netlink.ParseAddr(c.Addr.String()); err == nil {
+			err = netlink.AddrDel(link, addr)
+		}
+	}
+	if err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("undo %s of %s: %w", c.Op, c.Link, err)
+	}
+	return nil
+}
+
+func (c change) makeBridge() error {
+	la := netlink.NewLinkAttrs()
+	la.Name = c.Link
+	la.HardwareAddr, _ = net.ParseMAC(c.MAC)
+	// Snooping without a querier would lose the multicast that guests wait
+	// for.
+	snooping := false
+	bridge := &netlink.Bridge{LinkAttrs: la, MulticastSnooping: &snooping}
+	if err := netlink.LinkAdd(bridge); err != nil {
+		return needAdmin("make bridge "+c.Link, err)
+	}
+	if err := noSpanningTree(bridge); err != nil {
+		return fmt.Errorf("spanning tree of %s: %w", c.Link, err)
+	}
+	return nil
+}
+
+// makeUpper makes a link that lies on another.
+func (c change) makeUpper() error {
+	parent, err := netlink.LinkByName(c.On)
+	if err != nil {
+		return fmt.Errorf("%s: %w", c.On, err)
+	}
+	err = netlink.LinkAdd(c.upper(parent.Attrs().Index))
+	what := fmt.Sprintf("make %s on %s", c.Link, c.On)
+	switch {
+	case errors.Is(err, unix.EBUSY):
+		return fmt.Errorf("%s: %w: something else has %s, such as a bridge; name that bridge instead of the parent", what, err, c.On)
+	case errors.Is(err, unix.EOPNOTSUPP):
+		return fmt.Errorf("%s: %w: this kernel has no %s links: 'modprobe %s'", what, err, c.Op, kernelModule(c.Op))
+	case err != nil:
+		return needAdmin(what, err)
+	}
+	return nil
+}
+
+func kernelModule(o op) string {
+	if o == opVLAN {
+		return "8021q"
+	}
+	return string(o)
+}
+
+// upper is the link that makeUpper asks the kernel for.
+func (c change) upper(parent int) netlink.Link {
+	la := netlink.NewLinkAttrs()
+	la.Name, la.ParentIndex, la.Index = c.Link, parent, c.Index
+	la.HardwareAddr, _ = net.ParseMAC(c.MAC)
+	macvlan := netlink.Macvlan{LinkAttrs: la, Mode: netlink.MACVLAN_MODE_BRIDGE}
+	switch c.Op {
+	case opVLAN:
+		return &netlink.Vlan{LinkAttrs: la, VlanId: c.VLAN, VlanProtocol: netlink.VLAN_PROTOCOL_8021Q}
+	case opMacvtap:
+		return &netlink.Macvtap{Macvlan: macvlan}
+	}
+	return &macvlan
+}
+
+func (c change) enslave() error {
+	link, err := netlink.LinkByName(c.Link)
+	if err != nil {
+		return fmt.Errorf("%s: %w", c.Link, err)
+	}
+	bridge, err := netlink.LinkByName(c.On)
+	if err != nil {
+		return fmt.Errorf("%s: %w", c.On, err)
+	}
+	err = netlink.LinkSetMaster(link, bridge)
+	if errors.Is(err, unix.EBUSY) {
+		return fmt.Errorf("put %s into %s: %w: it carries a macvlan or macvtap, perhaps of a container: use it as the parent instead, or remove those", c.Link, c.On, err)
+	}
+	if err != nil {
+		return needAdmin(fmt.Sprintf("put %s into %s", c.Link, c.On), err)
+	}
+	return nil
+}
+
+func (c change) addAddress() error {
+	link, err := netlink.LinkByName(c.Link)
+	if err != nil {
+		return fmt.Errorf("%s: %w", c.Link, err)
+	}
+	addr, err := netlink.ParseAddr(c.Addr.String())
+	if err != nil {
+		return fmt.Errorf("address %s: %w", c.Addr, err)
+	}
+	if err := netlink.AddrAdd(link, addr); err != nil {
+		return needAdmin(fmt.Sprintf("add %s to %s", c.Addr, c.Link), err)
+	}
+	return nil
+}
+
+// noSpanningTree makes ports of the bridge forward at once.
+func noSpanningTree(bridge netlink.Link) error {
+	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_ACK)
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Index = int32(bridge.Attrs().Index)
+	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
+	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("bridge"))
+	data := info.AddRtAttr(nl.IFLA_INFO_DATA, nil)
+	data.AddRtAttr(nl.IFLA_BR_STP_STATE, nl.Uint32Attr(0))
+	data.AddRtAttr(nl.IFLA_BR_FORWARD_DELAY, nl.Uint32Attr(0))
+	req.AddData(msg)
+	req.AddData(info)
+	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
+	return err
+}
+
+// spanningTree asks the kernel, not sysfs, which shows the namespace of whoever
+// mounted it.
+func spanningTree(bridge netlink.Link) (on bool, err error) {
+	req := nl.NewNetlinkRequest(unix.RTM_GETLINK, 0)
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Index = int32(bridge.Attrs().Index)
+	req.AddData(msg)
+	replies, err := req.Execute(unix.NETLINK_ROUTE, 0)
+	if err != nil || len(replies) == 0 {
+		return false, err
+	}
+	value := replies[0][unix.SizeofIfInfomsg:]
+	for _, attr := range []uint16{unix.IFLA_LINKINFO, nl.IFLA_INFO_DATA, nl.IFLA_BR_STP_STATE} {
+		attrs, err := nl.ParseRouteAttr(value)
+		if err != nil {
+			return false, err
+		}
+		value = attribute(attrs, attr)
+	}
+	return len(value) == 4 && nl.NativeEndian().Uint32(value) != 0, nil
+}
+
+// attribute is the value of an attribute, nil when it is not there.
+func attribute(attrs []syscall.NetlinkRouteAttr, kind uint16) []byte {
+	for _, a := range attrs {
+		if a.Attr.Type&attributeType == kind {
+			return a.Value
+		}
+	}
+	return nil
+}
+
+const settings = "/proc/sys/net"
+
+// readSetting returns a setting of the kernel's network, and nothing where the
+// kernel has no such thing.
+func readSetting(key string) (string, error) {
+	b, err := os.ReadFile(filepath.Join(settings, key))
+	if errors.Is(err, os.ErrNotExist) {
+		return "", nil
+	}
+	return strings.TrimSpace(string(b)), err
+}
+
+// writeSetting passes over what the kernel does not have, as one without IPv6.
+func writeSetting(key, value string) error {
+	err := os.WriteFile(filepath.Join(settings, key), []byte(value), 0o644)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return needAdmin("set net/"+key, err)
+	}
+	return nil
+}
+
+// restoreSetting writes the old value back unless somebody else has changed the
+// setting since, or has switched forwarding on for all links.
+func restoreSetting(key, value, old string) error {
+	now, err := readSetting(key)
+	if err != nil || now != value || old == value || old == "" {
+		return err
+	}
+	if strings.HasSuffix(key, "/forwarding") {
+		if all, _ := readSetting("ipv4/ip_forward"); all == "1" {
+			return nil
+		}
+	}
+	return writeSetting(key, old)
+}
+
+// inheritSettings gives a new link the IP settings of the one whose addresses it
+// takes over: router advertisements, filters, forwarding.
+func inheritSettings(link, from string) error {
+	for _, family := range []string{"ipv4", "ipv6"} {
+		dir := filepath.Join(settings, family, "conf", from)
+		entries, err := os.ReadDir(dir)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		for _, e := range entries {
+			key := filepath.Join(family, "conf", link, e.Name())
+			want, err := readSetting(filepath.Join(family, "conf", from, e.Name()))
+			if err != nil {
+				continue // a secret that is not set
+			}
+			if have, err := readSetting(key); err != nil || have == want {
+				continue
+			}
+			// Some cannot be written; none of those is a choice of the
+			// administrator's.
+			_ = writeSetting(key, want)
+		}
+	}
+	return nil
+}

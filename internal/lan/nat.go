@@ -1,0 +1,141 @@
+package lan
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+// nat is the firewall table of a segment whose clients go out under the host's
+// address.
+type nat struct {
+	Table  string       `json:"table"`
+	Inside string       `json:"inside"` // the segment's link
+	Net    netip.Prefix `json:"net"`
+	// Outside are the links of the default routes. Forwarding is switched
+	// on for them, so that answers come back; whatever else comes in there
+	// is not forwarded if it was not before.
+	Outside []string `json:"outside"`
+}
+
+func newNAT(segment, inside string, net netip.Prefix, outside []string) *nat {
+	return &nat{Table: "ecboot_" + segment, Inside: inside, Net: net, Outside: outside}
+}
+
+func (n *nat) table() *nftables.Table {
+	return &nftables.Table{Family: nftables.TableFamilyIPv4, Name: n.Table}
+}
+
+// install makes the table, in one transaction.
+func (n *nat) install() error {
+	conn, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("nat: %w", err)
+	}
+	// One of the same name can only be left from before.
+	conn.AddTable(n.table())
+	conn.DelTable(n.table())
+	table := conn.AddTable(n.table())
+
+	nat := conn.AddChain(&nftables.Chain{
+		Name: "postrouting", Table: table, Type: nftables.ChainTypeNAT,
+		Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource,
+	})
+	rule := func(chain *nftables.Chain, parts ...[]expr.Any) {
+		r := &nftables.Rule{Table: table, Chain: chain}
+		for _, p := range parts {
+			r.Exprs = append(r.Exprs, p...)
+		}
+		conn.AddRule(r)
+	}
+	rule(nat, n.source(expr.CmpOpEq), link(expr.MetaKeyOIFNAME, expr.CmpOpNeq, n.Inside), []expr.Any{&expr.Masq{}})
+
+	forward := conn.AddChain(&nftables.Chain{
+		Name: "forward", Table: table, Type: nftables.ChainTypeFilter,
+		Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter,
+	})
+	drop := []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}}
+	accept := []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}}
+	inside := func(key expr.MetaKey) []expr.Any { return link(key, expr.CmpOpEq, n.Inside) }
+	// From the segment only what answers can find their way back to; to it
+	// only answers.
+	rule(forward, inside(expr.MetaKeyIIFNAME), n.source(expr.CmpOpNeq), drop)
+	rule(forward, inside(expr.MetaKeyIIFNAME), accept)
+	rule(forward, inside(expr.MetaKeyOIFNAME), answers(), accept)
+	rule(forward, inside(expr.MetaKeyOIFNAME), drop)
+	for _, name := range n.Outside {
+		if on, _ := readSetting("ipv4/conf/" + name + "/forwarding"); on == "0" {
+			rule(forward, link(expr.MetaKeyIIFNAME, expr.CmpOpEq, name), drop)
+		}
+	}
+	if err := conn.Flush(); err != nil {
+		return needAdmin("nat: table "+n.Table+" (nf_tables with nat and masq)", err)
+	}
+	return nil
+}
+
+func (n *nat) remove() error {
+	conn, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("nat: %w", err)
+	}
+	conn.DelTable(n.table())
+	if err := conn.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
+		return needAdmin("nat: remove table "+n.Table, err)
+	}
+	return nil
+}
+
+// source matches the network that a packet comes from.
+func (n *nat) source(op expr.CmpOp) []expr.Any {
+	mask := netip.PrefixFrom(netip.AddrFrom4([4]byte{255, 255, 255, 255}), n.Net.Bits()).Masked().Addr()
+	return []expr.Any{
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 12, Len: 4},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: mask.AsSlice(), Xor: make([]byte, 4)},
+		&expr.Cmp{Op: op, Register: 1, Data: n.Net.Masked().Addr().AsSlice()},
+	}
+}
+
+// link matches the link that a packet comes in by or goes out by.
+func link(key expr.MetaKey, op expr.CmpOp, name string) []expr.Any {
+	value := make([]byte, unix.IFNAMSIZ)
+	copy(value, name)
+	return []expr.Any{&expr.Meta{Key: key, Register: 1}, &expr.Cmp{Op: op, Register: 1, Data: value}}
+}
+
+// answers matches what belongs to a connection that exists.
+func answers() []expr.Any {
+	return []expr.Any{
+		&expr.Ct{Key: expr.CtKeySTATE, Register: 1},
+		&expr.Bitwise{
+			SourceRegister: 1, DestRegister: 1, Len: 4,
+			Mask: binaryutil.NativeEndian.PutUint32(expr.CtStateBitESTABLISHED | expr.CtStateBitRELATED),
+			Xor:  make([]byte, 4),
+		},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)},
+	}
+}
+
+// strictChains names the chains of other tables that drop what is forwarded
+// unless they know it, as Docker's do.
+func strictChains() (names []string) {
+	conn, err := nftables.New()
+	if err != nil {
+		return nil
+	}
+	chains, err := conn.ListChainsOfTableFamily(nftables.TableFamilyIPv4)
+	if err != nil {
+		return nil
+	}
+	for _, c := range chains {
+		if c.Hooknum != nil && *c.Hooknum == *nftables.ChainHookForward && c.Type == nftables.ChainTypeFilter && c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop {
+			names = append(names, "chain "+c.Table.Name+" "+c.Name)
+		}
+	}
+	return names
+}

@@ -1,0 +1,248 @@
+package lan
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/every-channel/ecboot/internal/nettest"
+)
+
+// A victim opens a segment and stops, at a step or once it is open, to be killed
+// there.
+const (
+	victimVar = "ECBOOT_LAN_VICTIM" // its Config
+	stopVar   = "ECBOOT_LAN_STOP"   // the step
+)
+
+func beVictim() {
+	var cfg Config
+	if err := json.Unmarshal([]byte(os.Getenv(victimVar)), &cfg); err != nil {
+		panic(err)
+	}
+	stop, _ := strconv.Atoi(os.Getenv(stopVar))
+	step := 0
+	cfg.pause = func() {
+		if step == stop {
+			fmt.Println("stopped")
+			select {}
+		}
+		step++
+	}
+	if _, err := Open(cfg); err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+	fmt.Println("open")
+	io.Copy(io.Discard, os.Stdin)
+}
+
+type victim struct {
+	cmd      *exec.Cmd
+	said     string        // stopped, open or an error
+	stderr   *bytes.Buffer // its watchdog's too
+	watchdog int
+}
+
+// startVictim returns when it has stopped.
+func startVictim(t *testing.T, cfg Config, stop int) *victim {
+	t.Helper()
+	text, err := json.Marshal(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := &victim{cmd: exec.Command("/proc/self/exe"), stderr: &bytes.Buffer{}}
+	v.cmd.Env = append(os.Environ(), victimVar+"="+string(text), stopVar+"="+strconv.Itoa(stop))
+	v.cmd.Stderr = v.stderr
+	stdout, err := v.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdin, err := v.cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := v.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		stdin.Close()
+		v.cmd.Process.Kill()
+		v.cmd.Wait()
+	})
+	line, _ := bufio.NewReader(stdout).ReadString('\n')
+	v.said = strings.TrimSpace(line)
+	children, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", v.cmd.Process.Pid))
+	for _, file := range children {
+		b, _ := os.ReadFile(file)
+		if pid, err := strconv.Atoi(strings.TrimSpace(string(b))); err == nil {
+			v.watchdog = pid
+		}
+	}
+	return v
+}
+
+// kill ends the victim the hard way and returns when its watchdog, which holds
+// its standard error, has ended too.
+func (v *victim) kill() {
+	v.cmd.Process.Kill()
+	v.cmd.Wait()
+}
+
+// network is all that a segment must leave as it was.
+func network(t *testing.T) string {
+	t.Helper()
+	var all strings.Builder
+	for _, args := range []string{"-d link", "addr", "route show table all", "-6 route show table all"} {
+		// In lines, of which the order means nothing.
+		lines := strings.Split(run(t, "ip", strings.Fields("-o "+args)...), "\n")
+		slices.Sort(lines)
+		fmt.Fprintln(&all, strings.Join(lines, "\n"))
+	}
+	for _, key := range []string{"ipv4/conf/nic0/forwarding", "ipv6/conf/nic0/disable_ipv6"} {
+		value, _ := readSetting(key)
+		fmt.Fprintln(&all, key, value)
+	}
+	if out, err := exec.Command("nft", "list", "ruleset").CombinedOutput(); err == nil {
+		all.Write(out)
+	}
+	return all.String()
+}
+
+// office is a NIC with all that a machine in an office may have, and its router.
+func office(t *testing.T) *nettest.Host {
+	t.Helper()
+	nettest.NeedRoot(t)
+	nettest.Need(t, "ip", "ping")
+	router := nettest.NewHost(t, "router")
+	// Without duplicate address detection addresses are there at once.
+	if err := writeSetting("ipv6/conf/default/accept_dad", "0"); err != nil {
+		t.Fatal(err)
+	}
+	nettest.Wire(t, "nic0", router, "lan0")
+	router.Run(t, "ip", "addr", "add", "10.79.0.1/24", "dev", "lan0")
+	router.Run(t, "ip", "addr", "add", "2001:db8:79::1/64", "dev", "lan0", "nodad")
+	for _, args := range []string{
+		"addr add 10.79.0.2/24 brd 10.79.0.255 dev nic0",
+		"addr add 10.79.0.3/24 dev nic0 label nic0:old",
+		"addr add 192.0.2.5/32 dev nic0 metric 7",
+		"addr add 2001:db8:79::2/64 dev nic0 nodad",
+		"route add default via 10.79.0.1 dev nic0 metric 100",
+		"route add 10.80.0.0/16 via 10.79.0.1 dev nic0 src 10.79.0.3 mtu 1400",
+		"route add 10.81.0.0/16 via 10.79.0.1 table 100",
+		"route add 10.82.0.0/16 nexthop via 10.79.0.1 weight 2 nexthop via 10.79.0.9 weight 1",
+		"route add 10.83.0.1 dev nic0 scope link",
+		"-6 route add default via 2001:db8:79::1 dev nic0 metric 50",
+		"-6 route add 2001:db8:80::/48 via 2001:db8:79::1 dev nic0 table 100",
+	} {
+		run(t, "ip", strings.Fields(args)...)
+	}
+	return router
+}
+
+func run(t *testing.T, program string, args ...string) string {
+	t.Helper()
+	out, err := exec.Command(program, args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %s: %v: %s", program, strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+func TestUplinkTakesEverythingToTheBridgeAndBack(t *testing.T) {
+	router := office(t)
+	before := network(t)
+	s, err := Open(Config{Name: "office", Uplink: "nic0", NoteDir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if s.Interface() != "ecbr-office" || s.Address().String() != "10.79.0.2/24" {
+		t.Errorf("the segment is %s at %s", s.Interface(), s.Address())
+	}
+	// Nobody has to be told: the machine's hardware address is the same.
+	router.Run(t, "ping", "-c1", "-W5", "10.79.0.2")
+	router.Run(t, "ping", "-c1", "-W5", "2001:db8:79::2")
+	if out := run(t, "ip", "addr", "show", "dev", "nic0"); strings.Contains(out, "inet") {
+		t.Errorf("the port still has addresses: %s", out)
+	}
+	have := strings.ReplaceAll(run(t, "ip", "route", "show", "table", "all", "dev", "ecbr-office"), "  ", " ")
+	for _, want := range []string{
+		"default via 10.79.0.1 metric 100", "10.80.0.0/16 via 10.79.0.1 src 10.79.0.3 mtu 1400",
+		"10.81.0.0/16 via 10.79.0.1 table 100", "10.83.0.1 scope link",
+	} {
+		if !strings.Contains(have, want) {
+			t.Errorf("the bridge lacks the route %q: %s", want, have)
+		}
+	}
+	if have := run(t, "ip", "route", "show", "10.82.0.0/16"); strings.Count(have, "dev ecbr-office") != 2 {
+		t.Errorf("the multipath route is %s", have)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(before, network(t)); diff != "" {
+		t.Errorf("the network is not as it was:\n%s", diff)
+	}
+}
+
+func TestKilledAtEachStepLeavesTheNetworkAsItWas(t *testing.T) {
+	office(t)
+	before := network(t)
+	for stop := 0; ; stop++ {
+		dir := t.TempDir()
+		v := startVictim(t, Config{Uplink: "nic0", Address: private, NoteDir: dir}, stop)
+		if v.said != "stopped" && v.said != "open" {
+			t.Fatalf("step %d: %s", stop, v.said)
+		}
+		v.kill()
+		if diff := cmp.Diff(before, network(t)); diff != "" {
+			t.Fatalf("killed at step %d: the network is not as it was:\n%s\n%s", stop, diff, v.stderr)
+		}
+		if left, _ := filepath.Glob(dir + "/*"); len(left) > 0 {
+			t.Errorf("killed at step %d: left behind: %v", stop, left)
+		}
+		if v.said == "open" {
+			t.Logf("killed at each of %d steps", stop)
+			return
+		}
+	}
+}
+
+func TestSweepWhenTheWatchdogWasKilledToo(t *testing.T) {
+	office(t)
+	before := network(t)
+	dir := t.TempDir()
+	v := startVictim(t, Config{Uplink: "nic0", NoteDir: dir}, -1)
+	if v.said != "open" || v.watchdog == 0 {
+		t.Fatalf("%s, watchdog %d", v.said, v.watchdog)
+	}
+	watchdog, err := os.FindProcess(v.watchdog)
+	if err != nil {
+		t.Fatal(err)
+	}
+	watchdog.Kill()
+	v.kill()
+	if network(t) == before {
+		t.Fatal("nothing was left to sweep")
+	}
+	for range 2 {
+		if err := Sweep(dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if diff := cmp.Diff(before, network(t)); diff != "" {
+		t.Errorf("the network is not as it was:\n%s", diff)
+	}
+}
