@@ -2,14 +2,18 @@ package dhcpd
 
 import (
 	"bytes"
+	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"hash/crc32"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -31,8 +35,8 @@ import (
 const journalHeader = "ecboot leases 1\n"
 
 // compactAbove is how many more lines than addresses a file may have before it
-// is written anew: about half a megabyte.
-const compactAbove = 8192
+// is written anew: about two megabytes.
+const compactAbove = 32768
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
@@ -45,9 +49,15 @@ type FileStore struct {
 	file  *os.File
 	size  int64 // of the part of the file that is known to be good
 	dirty bool  // there may be more behind it, from a write that went wrong
+	named bool  // that the file has the name is durable
 	lines int   // records in the file
 	limit int   // lines at which to compact
 	last  map[netip.Addr]Lease
+	// While a new file is written, changes gather here as well.
+	compacting bool
+	since      []byte
+	sinceLines int
+	background sync.WaitGroup
 }
 
 // OpenFileStore opens the lease file, or makes a new one in a directory that
@@ -61,6 +71,8 @@ func OpenFileStore(path string, log *slog.Logger) (*FileStore, error) {
 	if err != nil {
 		return nil, err
 	}
+	// A kill in the middle of a compaction leaves this one.
+	os.Remove(path + ".new")
 	s := &FileStore{path: path, log: log, file: file, last: map[netip.Addr]Lease{}}
 	if err := s.load(); err != nil {
 		s.file.Close()
@@ -173,13 +185,10 @@ func (s *FileStore) Append(batch []Lease) error {
 	for _, l := range batch {
 		s.last[l.Addr] = l
 	}
-	if s.lines > s.limit {
-		// The changes are stored already. If there is no room to
-		// compact, there may be later.
-		if err := s.compact(); err != nil {
-			s.limit = 2 * s.lines
-			s.log.Warn("the lease file could not be compacted", "error", err)
-		}
+	if s.lines > s.limit && !s.compacting {
+		s.compacting = true
+		leases := slices.Collect(maps.Values(s.last))
+		s.background.Go(func() { s.compactBehind(leases) })
 	}
 	return nil
 }
@@ -191,52 +200,105 @@ func (s *FileStore) append(batch []Lease) error {
 		}
 		s.dirty = false
 	}
-	var b []byte
+	if !s.named {
+		if err := syncDir(filepath.Dir(s.path)); err != nil {
+			return err
+		}
+		s.named = true
+	}
+	b := make([]byte, 0, len(batch)*recordSize)
 	for _, l := range batch {
 		b = appendRecord(b, l)
 	}
-	if _, err := s.file.WriteAt(b, s.size); err != nil {
-		return err
-	}
-	// The size counts as data here; the time of the change does not matter.
-	if err := unix.Fdatasync(int(s.file.Fd())); err != nil {
+	if err := write(s.file, b, s.size); err != nil {
 		return err
 	}
 	s.size += int64(len(b))
 	s.lines += len(batch)
+	if s.compacting {
+		s.since = append(s.since, b...)
+		s.sinceLines += len(batch)
+	}
 	return nil
+}
+
+// write makes bytes of a file durable. Its size counts as data for fdatasync;
+// the time of the change does not matter.
+func write(file *os.File, b []byte, at int64) error {
+	if _, err := file.WriteAt(b, at); err != nil {
+		return err
+	}
+	return unix.Fdatasync(int(file.Fd()))
 }
 
 // compact replaces the file by one with a line per address.
 func (s *FileStore) compact() error {
-	b := []byte(journalHeader)
-	for _, l := range sortedLeases(s.last) {
-		b = appendRecord(b, l)
-	}
-	file, err := os.OpenFile(s.path+".new", os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o644)
+	file, size, err := s.writeAnew(sortedLeases(s.last))
 	if err != nil {
 		return err
+	}
+	return s.replace(file, size, len(s.last))
+}
+
+// compactBehind is compact while the server goes on: the leases of one moment
+// are written to a new file, then what changed since, and only that keeps Append
+// waiting. The changes are stored already: if there is no room for the new file,
+// there may be later.
+func (s *FileStore) compactBehind(leases []Lease) {
+	file, size, err := s.writeAnew(leases)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	since, lines := s.since, s.sinceLines
+	s.compacting, s.since, s.sinceLines = false, nil, 0
+	if err == nil {
+		if err = write(file, since, size); err != nil {
+			file.Close()
+			os.Remove(file.Name())
+		}
+	}
+	if err == nil {
+		err = s.replace(file, size+int64(len(since)), len(leases)+lines)
+	}
+	if err != nil {
+		s.limit = 2 * s.lines
+		s.log.Warn("the lease file could not be compacted", "error", err)
+	}
+}
+
+// writeAnew writes a file of these leases that has not its name yet.
+func (s *FileStore) writeAnew(leases []Lease) (file *os.File, size int64, err error) {
+	b := append(make([]byte, 0, len(journalHeader)+len(leases)*recordSize), journalHeader...)
+	for _, l := range leases {
+		b = appendRecord(b, l)
+	}
+	file, err = os.OpenFile(s.path+".new", os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o644)
+	if err != nil {
+		return nil, 0, err
 	}
 	// Locked before it has the name, so that nobody finds it unlocked.
 	err = lock(file)
 	if err == nil {
-		_, err = file.Write(b)
-	}
-	if err == nil {
-		err = file.Sync()
-	}
-	if err == nil {
-		err = os.Rename(file.Name(), s.path)
+		err = write(file, b, 0)
 	}
 	if err != nil {
+		file.Close()
+		os.Remove(file.Name())
+		return nil, 0, err
+	}
+	return file, int64(len(b)), nil
+}
+
+// replace gives the new file the name.
+func (s *FileStore) replace(file *os.File, size int64, lines int) error {
+	if err := os.Rename(file.Name(), s.path); err != nil {
 		file.Close()
 		os.Remove(file.Name())
 		return err
 	}
 	s.file.Close()
-	s.file, s.size, s.dirty = file, int64(len(b)), false
-	s.lines, s.limit = len(s.last), len(s.last)+compactAbove
-	return syncDir(filepath.Dir(s.path))
+	s.file, s.size, s.dirty, s.named = file, size, false, false
+	s.lines, s.limit = lines, len(s.last)+compactAbove
+	return nil
 }
 
 // syncDir makes a rename durable.
@@ -251,15 +313,29 @@ func syncDir(dir string) error {
 
 // Close unlocks the file. All changes are on disk already.
 func (s *FileStore) Close() error {
+	s.background.Wait()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.file.Close()
 }
 
+// recordSize is what a line has at most.
+const recordSize = len("cd15d951 255.255.255.255 52:54:00:00:00:0a declined 2026-01-02T04:04:05Z\n")
+
 // appendRecord appends the line of one change.
 func appendRecord(b []byte, l Lease) []byte {
-	text := fmt.Sprintf("%s %s %s %s", l.Addr, l.MAC, l.State, l.Expires.UTC().Format(time.RFC3339))
-	return fmt.Appendf(b, "%08x %s\n", crc32.Checksum([]byte(text), castagnoli), text)
+	start := len(b)
+	b = append(b, "00000000 "...)
+	b = l.Addr.AppendTo(b)
+	b = append(b, ' ')
+	b = append(b, l.MAC.String()...)
+	b = append(b, ' ')
+	b = append(b, l.State...)
+	b = append(b, ' ')
+	b = l.Expires.UTC().AppendFormat(b, time.RFC3339)
+	sum := crc32.Checksum(b[start+len("00000000 "):], castagnoli)
+	hex.Encode(b[start:], binary.BigEndian.AppendUint32(nil, sum))
+	return append(b, '\n')
 }
 
 // parseRecord is the inverse of appendRecord, and accepts nothing else.

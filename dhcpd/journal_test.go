@@ -164,6 +164,7 @@ func TestCompactionWhileRunning(t *testing.T) {
 	}
 	before, _ := os.Stat(path)
 	appendLeases(t, s, leaseB)
+	s.background.Wait()
 	after, _ := os.Stat(path)
 	if after.Size() >= before.Size() || s.lines != 2 {
 		t.Errorf("%d bytes became %d, %d lines", before.Size(), after.Size(), s.lines)
@@ -171,6 +172,28 @@ func TestCompactionWhileRunning(t *testing.T) {
 	appendLeases(t, s, leaseA)
 	if got, err := ReadLeases(path); err != nil || !cmp.Equal([]Lease{leaseA, leaseB}, got, cmpLeases) {
 		t.Errorf("got %v, %v", got, err)
+	}
+}
+
+// What is appended while the file is compacted is in the new one too.
+func TestAppendDuringCompaction(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "leases")
+	s := openStore(t, path)
+	appendLeases(t, s, leaseA)
+	s.compacting = true
+	snapshot := s.Leases()
+	released := leaseA.released(t0)
+	appendLeases(t, s, leaseB)
+	appendLeases(t, s, released)
+	s.compactBehind(snapshot)
+	want := []Lease{released, leaseB}
+	if got, err := ReadLeases(path); err != nil || !cmp.Equal(want, got, cmpLeases) || s.lines != 3 {
+		t.Errorf("got %v, %v, %d lines", got, err, s.lines)
+	}
+	appendLeases(t, s, leaseA)
+	s.Close()
+	if diff := cmp.Diff([]Lease{leaseA, leaseB}, openStore(t, path).Leases(), cmpLeases); diff != "" {
+		t.Error(diff)
 	}
 }
 
