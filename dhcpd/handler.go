@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/every-channel/ecboot/internal/boot"
+	"github.com/every-channel/ecboot/internal/nuisance"
 	"github.com/every-channel/ecboot/internal/timeline"
 	"github.com/insomniacslk/dhcp/dhcpv4"
 	"github.com/insomniacslk/dhcp/iana"
@@ -36,7 +37,7 @@ type Handler struct {
 	inv      *boot.Inventory
 	reserved map[netip.Addr]bool // in inv
 
-	exhausted, relayed nuisance
+	exhausted, relayed nuisance.Counter
 }
 
 // NewHandler returns a Handler that goes on with these leases.
@@ -103,7 +104,7 @@ func (h *Handler) Decide(req *dhcpv4.DHCPv4, now time.Time) Decision {
 		// and of that we have none. It also keeps anybody from aiming
 		// our replies at strangers.
 		d := Decision{}
-		if _, say := h.relayed.note(now); say {
+		if _, say := h.relayed.Note(now); say {
 			d.Warn = fmt.Sprintf("relay %s is not on %s: requests that it passes on are not answered", relay, h.cfg.Server.Masked())
 		}
 		return d
@@ -177,7 +178,7 @@ func (h *Handler) discover(q *query) Decision {
 	d := Decision{Asked: q.event("discover", "")}
 	a, ok := h.choose(q)
 	if !ok {
-		if _, say := h.exhausted.note(q.now); say {
+		if _, say := h.exhausted.Note(q.now); say {
 			d.Warn = fmt.Sprintf("no free address for %s: enlarge the pool or shorten the lease time", q.mac)
 		}
 		return d

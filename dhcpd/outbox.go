@@ -121,7 +121,7 @@ func (s *Server) store(group []pending) []Decision {
 		group = append(group, s.outbox.rest()...)
 		s.handler.undo(group)
 		s.deciding.Unlock()
-		if n, say := s.storeFailed.note(s.cfg.Now()); say {
+		if n, say := s.storeFailed.Note(s.cfg.Now()); say {
 			s.cfg.Logger.Error("leases cannot be stored, so none are given", "error", err, "so far", n)
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/every-channel/ecboot/internal/boot"
+	"github.com/every-channel/ecboot/internal/nuisance"
 	"github.com/every-channel/ecboot/internal/timeline"
 	"github.com/insomniacslk/dhcp/dhcpv4"
 	"github.com/mdlayher/packet"
@@ -44,7 +45,7 @@ type Server struct {
 	deciding sync.Mutex
 	outbox   *outbox
 
-	malformed, storeFailed, sendFailed nuisance
+	malformed, storeFailed, sendFailed nuisance.Counter
 }
 
 // New opens the sockets of a server.
@@ -155,7 +156,7 @@ func (s *Server) decode(b []byte, now time.Time) *dhcpv4.DHCPv4 {
 	if err == nil {
 		return req
 	}
-	if n, say := s.malformed.note(now); say {
+	if n, say := s.malformed.Note(now); say {
 		s.cfg.Logger.Warn("malformed DHCP packet", "error", err, "bytes", len(b), "so far", n)
 	}
 	return nil
@@ -205,8 +206,8 @@ type Counters struct {
 // Counters returns the counters of this moment.
 func (s *Server) Counters() Counters {
 	return Counters{
-		Malformed:   s.malformed.count.Load(),
-		StoreFailed: s.storeFailed.count.Load(),
-		SendFailed:  s.sendFailed.count.Load(),
+		Malformed:   s.malformed.Total(),
+		StoreFailed: s.storeFailed.Total(),
+		SendFailed:  s.sendFailed.Total(),
 	}
 }

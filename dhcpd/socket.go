@@ -122,7 +122,7 @@ func (o *sender) flush() {
 func (o *sender) sent(d Decision, err error) {
 	now := o.s.cfg.Now()
 	if err != nil {
-		if n, say := o.s.sendFailed.note(now); say {
+		if n, say := o.s.sendFailed.Note(now); say {
 			o.s.cfg.Logger.Warn("a DHCP reply could not be sent", "to", d.Told.Machine, "error", err, "so far", n)
 		}
 		return
