@@ -7,7 +7,7 @@ ASSETS := images/assets/manifest.json
 GOSRC  := $(shell find . -name '*.go' -not -name '*_test.go' -not -path './initramfs/guest/*')
 
 .DEFAULT_GOAL := build
-.PHONY: build run test check fuzz bench bench-boot bench-servers assets deps deps-test deps-bench clean
+.PHONY: build run test check compat fuzz bench bench-boot bench-servers assets deps deps-test deps-bench clean
 
 build: ecboot
 
@@ -37,6 +37,13 @@ check:
 	$(GO) vet ./...
 	$(GO) run $(STATICCHECK) ./...
 	$(GO) test -short ./internal/archtest ./internal/boot ./internal/config ./internal/doctor ./internal/timeline
+
+# What boots what: runs every test that boots a machine and writes the tables of
+# README.md and docs/compatibility.md from what they have shown.
+compat: build deps-test
+	@rows=$$(mktemp) && trap 'rm -f '$$rows EXIT && \
+	{ ECBOOT_COMPAT=$$rows $(GO) test -count 1 -timeout 30m ./cmd/ecboot || true; } && \
+	$(GO) run ./internal/compat $$rows README.md docs/compatibility.md
 
 # Every fuzz target for FUZZTIME.
 FUZZTIME ?= 20s

@@ -56,27 +56,30 @@ func wantStages(t *testing.T, steps []timeline.Step, want ...timeline.Stage) {
 // The table of the README: firmware × first stage, each a real boot through
 // ecboot's own servers to userland.
 func TestBoot(t *testing.T) {
-	needGuests(t)
 	ipxe := []timeline.Stage{"ipxe.discover", "ipxe.offer", "ipxe.request", "ipxe.ack", timeline.Script,
 		timeline.Kernel, timeline.Initrd, timeline.Linux, "os.ack", timeline.Userland}
 	firmware := []timeline.Stage{"firmware.discover", "firmware.offer", "firmware.request", "firmware.ack", timeline.TFTP}
 	chainload := []timeline.Stage{"ipxe.discover", "ipxe.offer", "ipxe.request", "ipxe.ack", timeline.TFTP}
+	const bios, x64 = "BIOS", "UEFI x64"
 	tests := []struct {
-		name string
-		args []string
-		want []timeline.Stage
-		nbp  string
+		firmware string
+		mode     string
+		args     []string
+		want     []timeline.Stage
+		nbp      string
 	}{
-		{"BIOS virtio-net", []string{"--firmware", "bios"}, ipxe, ""},
-		{"BIOS e1000", []string{"--firmware", "bios", "--nic", "e1000"}, ipxe, ""},
-		{"BIOS e1000 in an old machine", []string{"--firmware", "bios", "--machine", "pc", "--nic", "e1000"}, ipxe, ""},
-		{"BIOS iPXE as the kernel", []string{"--firmware", "bios", "--first-stage", "ipxe"}, ipxe, ""},
-		{"BIOS forced chainload", []string{"--firmware", "bios", "--chainload"}, slices.Concat(chainload, ipxe), "undionly.kpxe"},
-		{"UEFI firmware PXE", []string{"--firmware", "uefi", "--rom", "none"}, slices.Concat(firmware, ipxe), "snponly.efi"},
-		{"UEFI with QEMU's ROM", []string{"--firmware", "uefi"}, ipxe, ""},
+		{bios, "virtio-net, QEMU's iPXE ROM, HTTP", []string{"--firmware", "bios"}, ipxe, ""},
+		{bios, "e1000, QEMU's iPXE ROM, HTTP", []string{"--firmware", "bios", "--nic", "e1000"}, ipxe, ""},
+		{bios, "e1000 in a `pc`, QEMU's iPXE ROM, HTTP", []string{"--firmware", "bios", "--machine", "pc", "--nic", "e1000"}, ipxe, ""},
+		{bios, "iPXE as the kernel, HTTP", []string{"--firmware", "bios", "--first-stage", "ipxe"}, ipxe, ""},
+		{bios, "iPXE ROM chainloads `undionly.kpxe` by TFTP, HTTP", []string{"--firmware", "bios", "--chainload"}, slices.Concat(chainload, ipxe), "undionly.kpxe"},
+		{x64, "PXE: `snponly.efi` by TFTP, HTTP", []string{"--firmware", "uefi", "--rom", "none"}, slices.Concat(firmware, ipxe), "snponly.efi"},
+		{x64, "QEMU's iPXE ROM, HTTP", []string{"--firmware", "uefi"}, ipxe, ""},
 	}
 	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
+		t.Run(tt.firmware+" "+tt.mode, func(t *testing.T) {
+			compat(t, compatRow{"boots", tt.firmware, tt.mode, "ecboot's own system", "userland"})
+			needGuests(t)
 			t.Parallel()
 			doc := bootReport(t, append([]string{"run", "--until", "ready"}, tt.args...)...)
 			if doc.Outcome != outcomeReady {

@@ -58,6 +58,7 @@ var layers = []layer{
 
 	{pkg: "initramfs/guest", why: "its source travels inside the ecboot binary and is compiled where nothing else of ecboot is"},
 	{pkg: "images/gen", ours: []string{"images", "initramfs"}, why: whyCommand},
+	{pkg: "internal/compat", std: true, why: whyCommand},
 	{pkg: "cmd/ecboot", ours: []string{all}, why: "it assembles everything; " + whyCommand},
 
 	{pkg: "internal/nettest", why: whyTests},
