@@ -29,6 +29,7 @@ const consoleSearched = 200
 type booter struct {
 	options  guestOptions
 	stack    *stack
+	segment  *segment
 	files    *bootFiles
 	httpPort uint16
 	stdout   io.Writer
@@ -58,7 +59,7 @@ func (b *booter) boot(ctx context.Context) (report, error) {
 	}
 	guests := make([]*guest, 0, b.options.Count)
 	for i, mac := range b.options.macs() {
-		spec, err := guestSpec(b.options, accel, i, mac, b.files.ipxe, scriptURL(b.stack.segment.Address().Addr(), b.httpPort, mac))
+		spec, err := guestSpec(b.options, accel, i, mac, b.files.ipxe, scriptURL(b.segment.Address.Addr(), b.httpPort, mac))
 		if err != nil {
 			return doc, err
 		}
@@ -151,7 +152,7 @@ func numbered(file string, i int) string {
 
 // bootGuest takes one guest from its start to the outcome and leaves it running.
 func (b *booter) bootGuest(ctx context.Context, g *guest) (_ guestReport, err error) {
-	tap, err := b.stack.segment.Tap(g.mac)
+	tap, err := b.segment.lan.Tap(g.mac)
 	if err != nil {
 		return guestReport{}, withCode(exitEnvironment, err)
 	}
@@ -239,7 +240,7 @@ func (b *booter) describe(g *guest, outcome string) guestReport {
 	total := time.Since(g.start)
 	steps := timeline.Steps(g.start, b.stack.timeline.Events(g.mac.String()))
 	r := guestReport{MAC: g.mac.String(), Outcome: outcome, Stages: steps, TotalMS: total.Milliseconds()}
-	if addr, ok := b.stack.addressOf(g.mac); ok {
+	if addr, ok := b.segment.addressOf(g.mac); ok {
 		r.Address = addr.String()
 	}
 	if outcome == outcomeReady {

@@ -18,7 +18,7 @@ func TestWrongInput(t *testing.T) {
 		}
 		return path
 	}
-	mistakes := write("mistakes.toml", "[segment]\naddress = \"10.77.0.1\"\nlease_time = \"soon\"\n\n[guest]\nmemory = 5\ncolour = \"red\"\n\n[[machine]]\nmac = \"nope\"\n")
+	mistakes := write("mistakes.toml", "[segment.private]\naddress = \"10.77.0.1\"\nlease_time = \"soon\"\n\n[guest]\nmemory = 5\ncolour = \"red\"\n\n[[machine]]\nmac = \"nope\"\n")
 	notCPIO := write("not.cpio", "hello")
 	someEFI := write("some.efi", "MZ")
 	tests := []struct {
@@ -91,7 +91,7 @@ func TestAnswers(t *testing.T) {
 		{"images for programs", []string{"image", "list", "-o", "json"}, []string{`"schema": 1`, `"sha256"`}},
 		{"config init", []string{"config", "init", file}, []string{"wrote"}},
 		{"config check", []string{"config", "check", file}, []string{"no mistakes"}},
-		{"config show", []string{"config", "show"}, []string{"[segment]", `"10.77.0.1/24"`}},
+		{"config show", []string{"config", "show"}, []string{"[segment.private]", `"10.77.0.1/24"`}},
 		{"reference", []string{"config", "show", "--reference"}, []string{"lease_time"}},
 		{"leases", []string{"lease", "list", "-o", "json"}, []string{`"leases"`}},
 		{"completion", []string{"completion", "bash"}, []string{"__ecboot"}},

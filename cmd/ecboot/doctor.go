@@ -26,7 +26,7 @@ func newDoctorCommand(configPath *string) *cobra.Command {
 			}
 			env := doctor.System()
 			env.StateDir, env.CacheDir = stateDir(cfg), userDirs().Cache
-			env.Address, env.HTTPPort = cfg.Segment.Address.Addr(), cfg.Server.HTTPPort
+			env.Address, env.HTTPPort = cfg.Segments[0].Address.Addr(), cfg.Server.HTTPPort
 			env.KVM = func(ctx context.Context) (bool, string) {
 				accel, why, err := vmm.ResolveAccel(ctx, vmm.AccelAuto, userDirs().Cache)
 				if err != nil {

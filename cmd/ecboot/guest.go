@@ -94,7 +94,7 @@ func (f *guestFlags) register(cmd *cobra.Command) {
 
 // options lays the flags that were given over the configuration's values. All
 // that is wrong is reported together.
-func (f *guestFlags) options(cmd *cobra.Command, cfg *config.Config) (guestOptions, error) {
+func (f *guestFlags) options(cmd *cobra.Command, cfg *config.Config, seg config.Segment) (guestOptions, error) {
 	o := guestOptions{Guest: cfg.Guest, FirstStage: f.firstStage, Chainload: f.chainload, Banner: f.banner, Count: f.count, PCAP: f.pcap}
 	changed := cmd.Flags().Changed
 	for _, s := range []struct {
@@ -160,7 +160,7 @@ func (f *guestFlags) options(cmd *cobra.Command, cfg *config.Config) (guestOptio
 	if o.Until, err = parseCondition(f.until); err != nil {
 		bad(err)
 	}
-	o.MAC = defaultMAC(cfg.Segment.Bridge)
+	o.MAC = defaultMAC(seg)
 	if f.mac != "" {
 		if o.MAC, err = boot.ParseMAC(f.mac); err != nil {
 			bad(fmt.Errorf("--mac: %w", err))
@@ -176,10 +176,10 @@ func (f *guestFlags) options(cmd *cobra.Command, cfg *config.Config) (guestOptio
 }
 
 // defaultMAC is always the same on a private segment, where it meets no other.
-// On a bridge that others use, each process has its own.
-func defaultMAC(bridge string) boot.MAC {
+// On a network that others use, each process has its own.
+func defaultMAC(seg config.Segment) boot.MAC {
 	m := boot.MAC{0x52, 0x54, 0x00, 0xec, 0xb0, 0x01}
-	if bridge != "" {
+	if !seg.Private() {
 		host, _ := os.Hostname()
 		h := fnv.New32a()
 		fmt.Fprintf(h, "%s %d", host, os.Getpid())

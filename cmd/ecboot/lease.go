@@ -13,18 +13,13 @@ import (
 
 	"github.com/every-channel/ecboot/dhcpd"
 	"github.com/every-channel/ecboot/internal/config"
-	"github.com/every-channel/ecboot/internal/lan"
 )
 
 const leaseFileName = "leases"
 
-// leaseFile is where serve keeps the leases of a segment. Each bridge has its
-// own: the same machine may have different addresses on two of them.
-func leaseFile(cfg *config.Config) string {
-	segment := cfg.Segment.Bridge
-	if segment == "" {
-		segment = lan.PrivateBridge
-	}
+// leaseFile is where serve keeps the leases of a segment. Each has its own: the
+// same machine may have different addresses on two of them.
+func leaseFile(cfg *config.Config, segment string) string {
 	return filepath.Join(stateDir(cfg), segment, leaseFileName)
 }
 
@@ -77,8 +72,8 @@ func newLeaseListCommand(configPath *string) *cobra.Command {
 // processes, whose segments are named by their process ids.
 func allLeases(cfg *config.Config) ([]listedLease, error) {
 	list := []listedLease{}
-	for _, base := range []string{stateDir(cfg), userDirs().Run} {
-		files, err := filepath.Glob(filepath.Join(base, "*", leaseFileName))
+	for _, pattern := range []string{leaseFile(cfg, "*"), filepath.Join(userDirs().Run, "*", leaseFileName)} {
+		files, err := filepath.Glob(pattern)
 		if err != nil {
 			return nil, err
 		}

@@ -19,9 +19,9 @@ import (
 
 // bootFiles is all that will be served, as files of this machine.
 type bootFiles struct {
-	inventory *boot.Inventory
-	nbp       fs.FS
-	ipxe      string // iPXE in the form of a kernel, for --first-stage ipxe
+	nbp     fs.FS
+	ipxe    string                   // iPXE in the form of a kernel, for --first-stage ipxe
+	sources map[config.Source]string // where the files are that the configuration has notations for
 }
 
 // prepare turns the sources that the configuration names into files: images of
@@ -31,27 +31,37 @@ func prepare(ctx context.Context, cfg *config.Config, log *slog.Logger) (*bootFi
 	if err != nil {
 		return nil, err
 	}
-	files := &bootFiles{inventory: cfg.Inventory(), nbp: extracted.FS(), ipxe: extracted.Path(images.IPXELinuxName)}
-	resolve := func(f *boot.File) error {
-		f.Path, err = sourcePath(ctx, cfg, extracted, config.Source(f.Path), log)
-		if err != nil {
-			return err
+	files := &bootFiles{nbp: extracted.FS(), ipxe: extracted.Path(images.IPXELinuxName), sources: map[config.Source]string{}}
+	for _, p := range cfg.Inventory(cfg.Segments[0]).Profiles {
+		for _, f := range append([]boot.File{p.Kernel}, p.Initrds...) {
+			s := config.Source(f.Path)
+			if s == "" || files.sources[s] != "" {
+				continue
+			}
+			path, err := sourcePath(ctx, cfg, extracted, s, log)
+			if err == nil {
+				err = readable(path)
+			}
+			if err != nil {
+				return nil, fmt.Errorf("profile %s: %w", p.Name, err)
+			}
+			files.sources[s] = path
 		}
-		return readable(f.Path)
-	}
-	for name, p := range files.inventory.Profiles {
-		if p.Kernel.Path != "" {
-			err = errors.Join(err, resolve(&p.Kernel))
-		}
-		for i := range p.Initrds {
-			err = errors.Join(err, resolve(&p.Initrds[i]))
-		}
-		if err != nil {
-			return nil, fmt.Errorf("profile %s: %w", name, err)
-		}
-		files.inventory.Profiles[name] = p
 	}
 	return files, nil
+}
+
+// inventory is a configuration's inventory with files in the place of sources.
+func (f *bootFiles) inventory(cfg *config.Config, seg config.Segment) *boot.Inventory {
+	inv := cfg.Inventory(seg)
+	for name, p := range inv.Profiles {
+		p.Kernel.Path = f.sources[config.Source(p.Kernel.Path)]
+		for i := range p.Initrds {
+			p.Initrds[i].Path = f.sources[config.Source(p.Initrds[i].Path)]
+		}
+		inv.Profiles[name] = p
+	}
+	return inv
 }
 
 // extractImages makes the images of the binary files in the cache.

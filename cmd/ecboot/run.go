@@ -114,21 +114,22 @@ console:REGEX.`,
 
 // launch runs guests of one profile as the flags and the configuration say.
 func (f *guestFlags) launch(cmd *cobra.Command, cfg *config.Config, profile string) (err error) {
-	if err := f.segment.apply(cmd, cfg); err != nil {
+	seg, err := f.segment.choose(cmd, cfg)
+	if err != nil {
 		return err
 	}
-	o, err := f.options(cmd, cfg)
+	o, err := f.options(cmd, cfg, seg)
 	if err != nil {
 		return err
 	}
 	ctx, stderr := cmd.Context(), cmd.ErrOrStderr()
 	log := newLogger(stderr, slog.LevelWarn)
 	if f.dryRun {
-		return dryRun(ctx, cmd.OutOrStdout(), o, cfg.Segment.Address.Addr(), cfg.Server.HTTPPort)
+		return dryRun(ctx, cmd.OutOrStdout(), o, seg.Address.Addr(), cfg.Server.HTTPPort)
 	}
 	o.Attach = f.output == "text" && !cmd.Flags().Changed("until") && o.Count == 1 && isTerminal(os.Stdin) && isTerminal(os.Stdout)
 
-	run, err := enter(cfg)
+	run, err := enter(seg.Private())
 	if err != nil {
 		return err
 	}
@@ -139,20 +140,21 @@ func (f *guestFlags) launch(cmd *cobra.Command, cfg *config.Config, profile stri
 	if err != nil {
 		return err
 	}
-	segment := cfg.Segment
-	if segment.Bridge != "" {
-		segment.Unknown = config.PolicyIgnore
+	if !seg.Private() {
+		seg.Unknown = config.PolicyIgnore
 	}
+	inventory := guestInventory(cfg, seg, files, o, profile)
 	stack, err := openStack(stackConfig{
-		Segment: segment, HTTPPort: cfg.Server.HTTPPort, Inventory: guestInventory(files.inventory, o, profile), NBP: files.nbp,
-		LeaseFile: run.file(leaseFileName), NoteDir: run.path, Log: log,
+		Segments: []config.Segment{seg}, Server: cfg.Server, NBP: files.nbp,
+		Inventory: func(config.Segment) *boot.Inventory { return inventory },
+		LeaseFile: func(string) string { return run.file(leaseFileName) }, NoteDir: run.path, Log: log,
 	})
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, stack.Close()) }()
 
-	b := &booter{options: o, stack: stack, files: files, httpPort: cfg.Server.HTTPPort, stdout: cmd.OutOrStdout(), stderr: stderr}
+	b := &booter{options: o, stack: stack, segment: stack.segments[0], files: files, httpPort: cfg.Server.HTTPPort, stdout: cmd.OutOrStdout(), stderr: stderr}
 	var doc report
 	err = stack.serve(ctx, func(ctx context.Context) (err error) {
 		doc, err = b.boot(ctx)
@@ -173,10 +175,14 @@ func (f *guestFlags) launch(cmd *cobra.Command, cfg *config.Config, profile stri
 
 // guestInventory knows the guests and nobody else: whoever runs a guest on a
 // bridge does not mean to boot its neighbours.
-func guestInventory(inv *boot.Inventory, o guestOptions, profile string) *boot.Inventory {
+func guestInventory(cfg *config.Config, seg config.Segment, files *bootFiles, o guestOptions, profile string) *boot.Inventory {
+	inv := files.inventory(cfg, seg)
 	p := inv.Profiles[profile]
 	p.Cmdline = strings.TrimSpace(p.Cmdline + " " + o.Append)
-	guests := &boot.Inventory{Machines: map[boot.MAC]boot.Machine{}, Profiles: map[string]boot.Profile{profile: p}}
+	guests := &boot.Inventory{
+		Machines: map[boot.MAC]boot.Machine{}, Profiles: map[string]boot.Profile{profile: p},
+		NBPs: inv.NBPs, Files: inv.Files,
+	}
 	for i, mac := range o.macs() {
 		m := inv.Machines[mac] // what the configuration says of it, if it does
 		m.MAC, m.Profile = mac, profile

@@ -7,10 +7,12 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/every-channel/ecboot/internal/boot"
 	"github.com/every-channel/ecboot/internal/config"
 	"github.com/every-channel/ecboot/internal/lan"
 )
@@ -20,62 +22,36 @@ func newServeCommand(configPath *string) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Serve DHCP, TFTP and HTTP on a segment until it is told to stop",
-		Long: `Serve DHCP, TFTP and HTTP to every machine of a segment, and print what each of
-them does. On an existing bridge only machines that the configuration names are
-answered, unless it says unknown = "boot".`,
-		Example: `  ecboot serve --bridge br0`,
-		Args:    cobra.NoArgs,
+		Long: `Serve DHCP, TFTP and HTTP to the machines of the configuration's segments, and
+print what each of them does. On a network that others use, only machines that
+the configuration names are answered, unless it says unknown = "boot".`,
+		Example: `  ecboot serve
+  ecboot serve --segment lan
+  ecboot serve --bridge br0 --mode proxy`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := loadConfig(*configPath)
 			if err != nil {
 				return err
 			}
-			if err := flags.apply(cmd, cfg); err != nil {
+			segments, err := flags.chooseAll(cmd, cfg)
+			if err != nil {
 				return err
 			}
-			return serve(cmd.Context(), cfg, cmd.ErrOrStderr())
+			return serve(cmd.Context(), cfg, segments, cmd.ErrOrStderr())
 		},
 	}
 	flags.register(cmd)
 	return cmd
 }
 
-// segmentFlags choose the network of run, boot and serve.
-type segmentFlags struct{ bridge, address string }
-
-func (f *segmentFlags) register(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&f.bridge, "bridge", "", "existing `BRIDGE` to use instead of a private network")
-	cmd.Flags().StringVar(&f.address, "address", "", "the servers' `ADDRESS/LENGTH` (default 10.77.0.1/24; on a bridge the one that it has)")
-}
-
-// apply lays the flags over the configuration.
-func (f *segmentFlags) apply(cmd *cobra.Command, cfg *config.Config) error {
-	if cmd.Flags().Changed("bridge") {
-		cfg.Segment.Bridge = f.bridge
-	}
-	if cmd.Flags().Changed("address") {
-		if err := cfg.Segment.SetAddress(f.address); err != nil {
-			return withCode(exitUsage, fmt.Errorf("--address: %w", err))
-		}
-		return nil
-	}
-	if cfg.Segment.Bridge == "" || cfg.Segment.Address != config.Default().Segment.Address {
-		return nil
-	}
-	// Nobody has chosen an address: the one that the bridge has is right.
-	address, err := lan.AddressOf(cfg.Segment.Bridge)
-	if err != nil {
-		return withCode(exitEnvironment, err)
-	}
-	if !address.IsValid() || address == cfg.Segment.Address {
-		return nil
-	}
-	return withCode(exitUsage, cfg.Segment.SetAddress(address.String()))
-}
-
-func serve(ctx context.Context, cfg *config.Config, stderr io.Writer) (err error) {
+func serve(ctx context.Context, cfg *config.Config, segments []config.Segment, stderr io.Writer) (err error) {
 	log := newLogger(stderr, slog.LevelWarn)
-	run, err := enter(cfg)
+	private := slices.ContainsFunc(segments, config.Segment.Private)
+	if private && len(segments) > 1 {
+		return withCode(exitUsage, errors.New("a private segment is served alone, in a namespace of its own: name the one to serve with --segment, or give it a bridge"))
+	}
+	run, err := enter(private)
 	if err != nil {
 		return err
 	}
@@ -85,19 +61,17 @@ func serve(ctx context.Context, cfg *config.Config, stderr io.Writer) (err error
 		return err
 	}
 	stack, err := openStack(stackConfig{
-		Segment: cfg.Segment, HTTPPort: cfg.Server.HTTPPort, Inventory: files.inventory, NBP: files.nbp,
-		LeaseFile: leaseFile(cfg), NoteDir: run.path, Log: log,
+		Segments: segments, Server: cfg.Server, NBP: files.nbp,
+		Inventory: func(seg config.Segment) *boot.Inventory { return files.inventory(cfg, seg) },
+		LeaseFile: func(segment string) string { return leaseFile(cfg, segment) }, NoteDir: run.path, Log: log,
 	})
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, stack.Close()) }()
 	return stack.serve(ctx, func(ctx context.Context) error {
-		fmt.Fprintf(stderr, "serving %s on %s; Ctrl-C ends it\n", stack.segment.Address(), stack.segment.Interface())
-		if cfg.Segment.Bridge == "" {
-			fmt.Fprintf(stderr, "the segment is private to this process: 'nsenter --target %d --net' enters it\n", os.Getpid())
-		} else if cfg.Segment.Policy() == config.PolicyIgnore {
-			fmt.Fprintf(stderr, "only the %d machines of the configuration are answered; unknown = \"boot\" answers all\n", len(cfg.Machines))
+		for _, s := range stack.segments {
+			s.announce(stderr, len(cfg.Machines))
 		}
 		live := newLive(stderr, time.Now(), stack.timeline, func(machine string) string { return machine })
 		defer live.stop()
@@ -106,15 +80,34 @@ func serve(ctx context.Context, cfg *config.Config, stderr io.Writer) (err error
 	})
 }
 
+// announce says what is served and to whom.
+func (s *segment) announce(w io.Writer, machines int) {
+	what := "serving"
+	switch s.Mode {
+	case config.ModeProxy:
+		what = "serving boot files, beside another DHCP server, from"
+	case config.ModeOff:
+		what = "not serving"
+	}
+	fmt.Fprintf(w, "%s %s on %s; Ctrl-C ends it\n", what, s.Address, s.lan.Interface())
+	switch {
+	case s.Mode == config.ModeOff:
+	case s.Private():
+		fmt.Fprintf(w, "the segment is private to this process: 'nsenter --target %d --net' enters it\n", os.Getpid())
+	case s.Policy() == config.PolicyIgnore:
+		fmt.Fprintf(w, "only the %d machines of the configuration are answered; unknown = \"boot\" answers all\n", machines)
+	}
+}
+
 // enter gets this process ready to make things that must not outlive it: what
 // dead processes left is undone, and a private segment gets its namespace.
-func enter(cfg *config.Config) (*runDir, error) {
+func enter(private bool) (*runDir, error) {
 	base := userDirs().Run
 	if _, isolated := lan.Isolated(); !isolated {
 		if err := sweep(base); err != nil {
 			return nil, err
 		}
-		if cfg.Segment.Bridge == "" {
+		if private {
 			return nil, withCode(exitEnvironment, lan.Isolate())
 		}
 	}

@@ -20,7 +20,7 @@ func serveConfig(t *testing.T, bridge string) (path string) {
 	t.Helper()
 	dir := t.TempDir()
 	path = filepath.Join(dir, "ecboot.toml")
-	text := fmt.Sprintf("[segment]\nbridge = %q\naddress = \"10.78.0.1/24\"\nunknown = \"boot\"\n\n[server]\nstate_dir = %q\n\n"+
+	text := fmt.Sprintf("[segment.lan]\nbridge = %q\naddress = \"10.78.0.1/24\"\nunknown = \"boot\"\n\n[server]\nstate_dir = %q\n\n"+
 		"[[machine]]\nmac = \"02:00:00:00:00:07\"\nname = \"node7\"\naddress = \"10.78.0.7\"\n", bridge, dir)
 	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
@@ -53,7 +53,7 @@ func TestServeABridge(t *testing.T) {
 	if script := host.Run(t, "curl", "-sf", "http://10.78.0.1/ipxe/02:00:00:00:00:07"); !strings.HasPrefix(script, "#!ipxe") {
 		t.Errorf("the script is\n%s", script)
 	}
-	ecboot(t, "lease", "list", "--config", config).want(t, 0, "br0", "10.78.0.7", "02:00:00:00:00:07", "bound")
+	ecboot(t, "lease", "list", "--config", config).want(t, 0, "lan", "10.78.0.7", "02:00:00:00:00:07", "bound")
 
 	t.Run("a second server is refused", func(t *testing.T) {
 		ecboot(t, "serve", "--config", serveConfig(t, "br0")).want(t, exitEnvironment, "67", "is taken", "ss -")

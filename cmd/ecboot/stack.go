@@ -9,6 +9,8 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -29,27 +31,34 @@ type task interface {
 	String() string
 }
 
-// stack is a segment with its servers.
+// stack is the segments that one process serves.
 type stack struct {
-	segment  *lan.Segment
-	dhcp     *dhcpd.Server
+	segments []*segment
 	timeline *timeline.Recorder
-	leases   *dhcpd.FileStore
 	tasks    []task
+}
+
+// segment is one network with its servers.
+type segment struct {
+	config.Segment
+	lan       *lan.Segment
+	leases    *dhcpd.FileStore
+	dhcp      *dhcpd.Server // nil in mode off
+	inventory atomic.Pointer[boot.Inventory]
 }
 
 // stackConfig says what to serve where.
 type stackConfig struct {
-	Segment   config.Segment
-	HTTPPort  uint16
-	Inventory *boot.Inventory
-	NBP       fs.FS  // boot programs
-	LeaseFile string // its directory is made when missing
-	NoteDir   string // for what must be undone after a kill
+	Segments  []config.Segment
+	Server    config.Server
+	Inventory func(config.Segment) *boot.Inventory
+	NBP       fs.FS                       // boot programs
+	LeaseFile func(segment string) string // its directory is made when missing
+	NoteDir   string                      // for what must be undone after a kill, a directory per segment
 	Log       *slog.Logger
 }
 
-// openStack opens the segment and binds every server, so that whatever is in
+// openStack opens the segments and binds every server, so that whatever is in
 // the way is an error before anything is served. When it fails it leaves
 // nothing.
 func openStack(cfg stackConfig) (_ *stack, err error) {
@@ -59,84 +68,143 @@ func openStack(cfg stackConfig) (_ *stack, err error) {
 			err = withCode(exitEnvironment, errors.Join(err, s.Close()))
 		}
 	}()
-	seg := cfg.Segment
-	s.segment, err = lan.Open(lan.Config{Bridge: seg.Bridge, Address: seg.Address, NoteDir: cfg.NoteDir})
-	if err != nil {
-		return nil, err
+	for _, seg := range cfg.Segments {
+		if seg.Relay.IsValid() {
+			continue // served through another one
+		}
+		if err := s.open(cfg, seg); err != nil {
+			return nil, fmt.Errorf("segment %s: %w", seg.Name, err)
+		}
 	}
-	address, iface := s.segment.Address(), s.segment.Interface()
-	if s.segment.STP() {
+	return s, nil
+}
+
+// open adds a segment with its servers.
+func (s *stack) open(cfg stackConfig, seg config.Segment) (err error) {
+	one := &segment{Segment: seg}
+	s.segments = append(s.segments, one)
+	notes := filepath.Join(cfg.NoteDir, seg.Name)
+	if err := os.Mkdir(notes, 0o700); err != nil {
+		return err
+	}
+	if one.lan, err = lan.Open(lan.Config{Bridge: seg.Bridge, Address: seg.Address, NoteDir: notes}); err != nil {
+		return err
+	}
+	address, iface := one.lan.Address(), one.lan.Interface()
+	if one.Address != address {
+		if err := one.SetAddress(address.String()); err != nil {
+			return err
+		}
+	}
+	if one.lan.STP() {
 		cfg.Log.Warn("spanning tree is on: a new port stays silent for longer than firmware asks; switch it off with 'ip link set " + iface + " type bridge stp_state 0'")
 	}
-	if err := os.MkdirAll(filepath.Dir(cfg.LeaseFile), 0o755); err != nil {
-		return nil, fmt.Errorf("leases: %w", err)
+	one.inventory.Store(cfg.Inventory(one.Segment))
+	if one.Mode == config.ModeOff {
+		return nil
 	}
-	if s.leases, err = dhcpd.OpenFileStore(cfg.LeaseFile, cfg.Log); err != nil {
-		return nil, err
+	if err := s.serveDHCP(cfg, one); err != nil {
+		return err
 	}
-	inventory := func() *boot.Inventory { return cfg.Inventory }
-	private := seg.Bridge == ""
-	s.dhcp, err = dhcpd.New(dhcpd.Config{
-		Interface:     iface,
-		Server:        address,
-		Pool:          dhcpd.Pool{Range: dhcpd.Range(seg.Pool), Exclude: ranges(seg.Exclude)},
-		LeaseTime:     seg.LeaseTime,
-		HTTPPort:      cfg.HTTPPort,
-		Router:        seg.Router,
-		DNS:           seg.DNS,
-		NTP:           seg.NTP,
-		Domain:        seg.Domain,
-		Inventory:     inventory,
-		AnswerUnknown: seg.Policy() != config.PolicyIgnore,
-		Authoritative: private,
-		Store:         s.leases,
-		Timeline:      s.timeline,
-		Logger:        cfg.Log,
-	})
-	if err != nil {
-		return nil, err
-	}
-	s.tasks = append(s.tasks, s.dhcp)
-
-	// On a network that others own, only a station that has just spoken as
-	// iPXE is told anything about IPv6.
-	only := s.dhcp.SeenIPXE
-	if private {
-		only = nil
-	}
-	advertiser, err := dhcpd.NewAdvertiser(dhcpd.AdvertiserConfig{Interface: iface, Only: only, Logger: cfg.Log})
-	if err != nil {
-		return nil, err
-	}
-	s.tasks = append(s.tasks, advertiser)
 
 	tftp, err := tftpd.New(tftpd.Config{
-		Addr: address.Addr(), Interface: iface, Files: func(netip.Addr) fs.FS { return cfg.NBP }, MTU: s.segment.MTU(),
-		Who: s.dhcp.Who, Timeline: s.timeline, Logger: cfg.Log,
+		Addr: address.Addr(), Interface: iface, Files: func(netip.Addr) fs.FS { return cfg.NBP }, MTU: one.lan.MTU(),
+		Who: one.who, Timeline: s.timeline, Logger: cfg.Log,
 	})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	s.tasks = append(s.tasks, tftp)
 
 	http, err := httpboot.New(httpboot.Config{
-		Addr: address.Addr(), Interface: iface, Port: cfg.HTTPPort, Inventory: inventory,
+		Addr: address.Addr(), Interface: iface, Port: cfg.Server.HTTPPort, Inventory: one.inventory.Load,
 		Files: func(netip.Addr) fs.FS { return cfg.NBP }, Allow: address.Masked().Contains,
-		Who: s.dhcp.Who, Timeline: s.timeline, Logger: cfg.Log,
+		Who: one.who, Timeline: s.timeline, Logger: cfg.Log,
 	})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	s.tasks = append(s.tasks, http)
-	return s, nil
+	return nil
 }
 
-func ranges(list []config.Range) []dhcpd.Range {
-	out := make([]dhcpd.Range, len(list))
-	for i, r := range list {
-		out[i] = dhcpd.Range(r)
+// serveDHCP adds the DHCP server of a segment and what goes with it.
+func (s *stack) serveDHCP(cfg stackConfig, one *segment) (err error) {
+	file := cfg.LeaseFile(one.Name)
+	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+		return fmt.Errorf("leases: %w", err)
 	}
-	return out
+	if one.leases, err = dhcpd.OpenFileStore(file, cfg.Log); err != nil {
+		return err
+	}
+	one.dhcp, err = dhcpd.New(dhcpd.Config{
+		Interface:     one.lan.Interface(),
+		Server:        one.Address,
+		Pool:          pool(one.Segment),
+		LeaseTime:     one.LeaseTime,
+		HTTPPort:      cfg.Server.HTTPPort,
+		Router:        one.Router,
+		DNS:           one.DNS,
+		NTP:           one.NTP,
+		Domain:        one.Domain,
+		Inventory:     one.inventory.Load,
+		AnswerUnknown: one.Policy() != config.PolicyIgnore,
+		Authoritative: one.Private(),
+		Store:         one.leases,
+		Timeline:      s.timeline,
+		Logger:        cfg.Log,
+	})
+	if err != nil {
+		return err
+	}
+	s.tasks = append(s.tasks, one.dhcp)
+
+	// On a network that others own, only a station that has just spoken as
+	// iPXE is told anything about IPv6.
+	only := one.dhcp.SeenIPXE
+	if one.Private() {
+		only = nil
+	}
+	advertiser, err := dhcpd.NewAdvertiser(dhcpd.AdvertiserConfig{Interface: one.lan.Interface(), Only: only, Logger: cfg.Log})
+	if err != nil {
+		return err
+	}
+	s.tasks = append(s.tasks, advertiser)
+	return nil
+}
+
+// who names the machine that has an address: by the DHCP server, which may not
+// have given it out, or else by the kernel, to which the machine has just
+// spoken.
+func (s *segment) who(a netip.Addr) string {
+	if mac := s.dhcp.Who(a); mac != "" {
+		return mac
+	}
+	if mac, ok := lan.Neighbour(s.lan.Interface(), a); ok {
+		return boot.MAC(mac).String()
+	}
+	return ""
+}
+
+// pool is a segment's ranges as one, with the gaps between them taken out.
+func pool(s config.Segment) dhcpd.Pool {
+	if len(s.Pool) == 0 {
+		return dhcpd.Pool{}
+	}
+	list := slices.SortedFunc(slices.Values(s.Pool), func(a, b config.Range) int { return a.First.Compare(b.First) })
+	p := dhcpd.Pool{Range: dhcpd.Range(list[0])}
+	for _, x := range s.Exclude {
+		p.Exclude = append(p.Exclude, dhcpd.Range(x))
+	}
+	for _, r := range list[1:] {
+		if p.Last.Next().Less(r.First) {
+			p.Exclude = append(p.Exclude, dhcpd.Range{First: p.Last.Next(), Last: r.First.Prev()})
+		}
+		if p.Last.Less(r.Last) {
+			p.Last = r.Last
+		}
+	}
+	return p
 }
 
 // serve runs all servers and calls body once they are ready. It ends with body,
@@ -170,7 +238,10 @@ func (s *stack) serve(ctx context.Context, body func(context.Context) error) err
 }
 
 // addressOf returns the address that a machine was given last.
-func (s *stack) addressOf(mac boot.MAC) (a netip.Addr, ok bool) {
+func (s *segment) addressOf(mac boot.MAC) (a netip.Addr, ok bool) {
+	if s.dhcp == nil {
+		return a, false
+	}
 	var newest time.Time
 	for _, l := range s.dhcp.Leases() {
 		if l.MAC == mac && l.State == dhcpd.Bound && l.Expires.After(newest) {
@@ -180,8 +251,8 @@ func (s *stack) addressOf(mac boot.MAC) (a netip.Addr, ok bool) {
 	return a, ok
 }
 
-// Close takes the segment down once serve has returned or when it was never
-// called.
+// Close takes the segments down, the last first, once serve has returned or when
+// it was never called.
 func (s *stack) Close() error {
 	// A server that has bound its sockets lets go of them in Run.
 	done, cancel := context.WithCancel(context.Background())
@@ -190,11 +261,13 @@ func (s *stack) Close() error {
 	for _, t := range s.tasks {
 		errs = append(errs, t.Run(done))
 	}
-	if s.leases != nil {
-		errs = append(errs, s.leases.Close())
-	}
-	if s.segment != nil {
-		errs = append(errs, s.segment.Close())
+	for _, one := range slices.Backward(s.segments) {
+		if one.leases != nil {
+			errs = append(errs, one.leases.Close())
+		}
+		if one.lan != nil {
+			errs = append(errs, one.lan.Close())
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -21,7 +21,7 @@ func BenchmarkServers(b *testing.B) {
 	ecboot := repoFile(b, "ecboot")
 	nettest.Bridge(b, "br0", "10.77.0.1/24")
 	config := filepath.Join(b.TempDir(), "ecboot.toml")
-	writeFile(b, config, fmt.Sprintf("[segment]\nbridge = \"br0\"\nunknown = \"boot\"\n[server]\nstate_dir = %q\n", b.TempDir()))
+	writeFile(b, config, fmt.Sprintf("[segment.lan]\nbridge = \"br0\"\nunknown = \"boot\"\n[server]\nstate_dir = %q\n", b.TempDir()))
 
 	serve := exec.Command(ecboot, "serve", "--config", config)
 	stderr, err := serve.StderrPipe()

@@ -15,8 +15,10 @@ type Inventory struct {
 	ByName   map[string]Machine // those with neither, by host name in lower case
 	Rules    []Rule             // the first that matches counts
 	Profiles map[string]Profile
-	Default  string              // profile of machines that no other is named for; empty: they get an address and no boot file
+	Declared string              // profile of known machines for which no other is named; empty: Default
+	Default  string              // profile of strangers; empty: they get an address and no boot file
 	NBPs     map[Platform]string // boot programs of platforms for which ecboot carries none, or better ones
+	Files    map[string]string   // where the boot programs are that ecboot does not carry, by name
 }
 
 // Rule says what machines boot that are alike. All conditions that it names
@@ -54,7 +56,11 @@ func (inv *Inventory) Lookup(c Client) (m Machine, p Profile, known bool) {
 		m.NBP = first(m.NBP, inv.Rules[i].NBP)
 	}
 	m.NBP = first(m.NBP, inv.NBPs[c.Platform()])
-	return m, inv.profile(first(m.Profile, inv.Default)), known
+	name := m.Profile
+	if known {
+		name = first(name, inv.Declared)
+	}
+	return m, inv.profile(first(name, inv.Default)), known
 }
 
 // All goes through all machines, in no order.

@@ -2,9 +2,12 @@ package config
 
 import (
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math"
+	"net"
 	"net/netip"
 	"path"
 	"path/filepath"
@@ -81,6 +84,7 @@ func integer[T int | uint16](lowest, highest T, want string) codec[T] {
 var (
 	port     = integer[uint16](1, math.MaxUint16, "a port")
 	cpuCount = integer(1, 256, "a number of processors")
+	vlanTag  = integer(1, 4094, "an 802.1Q tag")
 )
 
 // duration accepts whole seconds only, the unit of DHCP and of deadlines.
@@ -213,12 +217,7 @@ var guestMemory = codec[Size]{
 var hostAddress = codec[netip.Addr]{
 	want:  `an IPv4 address such as "10.77.0.20"`,
 	parse: parseHost,
-	text: func(a netip.Addr) string {
-		if !a.IsValid() {
-			return ""
-		}
-		return a.String()
-	},
+	text:  netip.Addr.String,
 }
 
 func parseHost(s string) (netip.Addr, error) {
@@ -302,11 +301,14 @@ var macAddress = codec[boot.MAC]{
 	text: boot.MAC.String,
 }
 
+// maxLinkName is the kernel's IFNAMSIZ without the null byte.
+const maxLinkName = 15
+
 // linkName is the kernel's dev_valid_name: at most 15 bytes, no slash, colon
 // or space.
-var linkName = text(`the name of a bridge such as "br0"`, func(s string) error {
-	if len(s) > 15 {
-		return errors.New("is longer than the 15 bytes that an interface name can have")
+var linkName = text(`the name of a network interface such as "br0"`, func(s string) error {
+	if len(s) > maxLinkName {
+		return fmt.Errorf("is longer than the %d bytes that an interface name can have", maxLinkName)
 	}
 	if s == "." || s == ".." || strings.ContainsFunc(s, func(c rune) bool {
 		return c == '/' || c == ':' || c <= ' ' || c == 0x7f
@@ -355,11 +357,109 @@ func isLetterOrDigit(c byte) bool {
 	return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'
 }
 
-var bootProgram = oneOf(boot.NBPUndionly, boot.NBPSNPOnly, boot.NBPIPXE)
+// bootProgram is one that ecboot carries, or the path of a file.
+func (s *section) bootProgram() codec[string] {
+	ours := []string{boot.NBPUndionly, boot.NBPSNPOnly, boot.NBPIPXE}
+	file := s.filePath()
+	return codec[string]{
+		want: fmt.Sprintf("%q, %q or %q, or a path with a slash in it", ours[0], ours[1], ours[2]),
+		parse: func(p string) (string, error) {
+			switch {
+			case slices.Contains(ours, p):
+				return p, nil
+			case !strings.Contains(p, "/"):
+				return "", errors.New("is no boot program that ecboot carries")
+			}
+			return file.parse(p)
+		},
+		text: identity,
+	}
+}
+
+var platform = oneOf(boot.Platforms()...)
+
+// programPath is a path in a tree, as a client asks for it: no longer than the
+// BOOTP file field.
+var programPath = text(`the path of a file in the tree, such as "pxelinux.0"`, func(s string) error {
+	switch {
+	case !fs.ValidPath(s) || s == "." || strings.ContainsFunc(s, func(c rune) bool { return c <= ' ' || c > '~' }):
+		return errors.New("is not the path of a file in the tree")
+	case len(s) > 127:
+		return errors.New("is longer than the 127 bytes that a boot file name can have")
+	}
+	return nil
+})
+
+// optionName is checked with the value, which it decides on.
+var optionName = codec[string]{want: `"ntp-servers" or 224`, parse: func(s string) (string, error) { return s, nil }, text: identity}
+
+var route = codec[Route]{
+	want: `a route such as "10.9.0.0/16 via 10.77.0.9"`,
+	parse: func(s string) (r Route, err error) {
+		to, via, ok := strings.Cut(s, " via ")
+		if !ok {
+			return r, errors.New("is not a route")
+		}
+		if r.To, err = netip.ParsePrefix(strings.TrimSpace(to)); err != nil || !r.To.Addr().Is4() {
+			return r, errors.New("does not begin with an IPv4 network and its prefix length")
+		}
+		if r.To != r.To.Masked() {
+			return r, fmt.Errorf("has bits behind its prefix length: the network is %v", r.To.Masked())
+		}
+		r.Via, err = parseHost(strings.TrimSpace(via))
+		return r, err
+	},
+	text: Route.String,
+}
+
+var tag = text(`a tag such as "rack7"`, func(s string) error {
+	if !isBare(s) {
+		return errors.New("is not a tag: letters, digits, - and _ are")
+	}
+	return nil
+})
+
+var uuid = codec[string]{
+	want: `a UUID such as "01020304-0506-0708-090a-0b0c0d0e0f10"`,
+	parse: func(s string) (string, error) {
+		u, err := boot.ParseUUID(s)
+		if err != nil {
+			return "", errors.New("is not a UUID")
+		}
+		return u, nil
+	},
+	text: identity,
+}
+
+var uuidPrefix = codec[string]{
+	want: `the beginning of a UUID such as "4c4c4544"`,
+	parse: func(s string) (string, error) {
+		s = strings.ToLower(s)
+		if strings.Trim(s, "0123456789abcdef-") != "" || len(s) > 36 {
+			return "", errors.New("is not the beginning of a UUID")
+		}
+		return s, nil
+	},
+	text: identity,
+}
+
+var macPrefix = codec[string]{
+	want: `the beginning of a MAC address such as "52:54:00"`,
+	parse: func(s string) (string, error) {
+		b, err := hex.DecodeString(strings.NewReplacer(":", "", "-", "", ".", "").Replace(s))
+		if err != nil || len(b) == 0 || len(b) > 6 {
+			return "", errors.New("is not the beginning of an Ethernet address")
+		}
+		return net.HardwareAddr(b).String(), nil
+	},
+	text: identity,
+}
 
 // kernelWords end up in a line of an iPXE script, where a line break would
 // begin a command.
-var kernelWords = text("words on one line", func(s string) error {
+var kernelWords = text("words on one line", checkKernelWords)
+
+func checkKernelWords(s string) error {
 	if strings.ContainsFunc(s, unicode.IsControl) {
 		return errors.New("has control characters or several lines")
 	}
@@ -368,6 +468,14 @@ var kernelWords = text("words on one line", func(s string) error {
 		return errors.New("is longer than the 1536 bytes that fit beside what the server adds")
 	}
 	return nil
+}
+
+// cmdline is kernelWords with what is filled in for each machine.
+var cmdline = text("words on one line, with {name}, {mac} and the like where a machine's own belong", func(s string) error {
+	if err := checkKernelWords(s); err != nil {
+		return err
+	}
+	return boot.CheckTemplate(s)
 })
 
 var deviceModel = text(`a QEMU device model such as "virtio-net-pci" or "e1000"`, func(s string) error {
@@ -444,7 +552,17 @@ func (r *reader) absolute(p string) string {
 	return filepath.Join(r.dir, p)
 }
 
+func checkSegmentName(s string) error {
+	if !isBare(s) || len(s) > 32 {
+		return errors.New("is not the name of a segment: up to 32 letters, digits, - and _ are")
+	}
+	return nil
+}
+
 func checkProfileName(s string) error {
+	if s == boot.LocalName {
+		return errors.New("is the profile that boots the local disk, which is always there")
+	}
 	if !isBare(s) {
 		return errors.New("is not the name of a profile; it becomes a part of URLs")
 	}

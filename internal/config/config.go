@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -32,25 +33,86 @@ var Starter string
 // Config is a whole configuration: what a file said, defaults where it said
 // nothing.
 type Config struct {
-	Segment  Segment
+	Segments []Segment // in the order of the file; a private one when it declares none
 	Server   Server
 	Profiles map[string]Profile // by name; DefaultProfile is always there
 	Machines []Machine          // in the order of the file
+	Rules    []Rule             // in the order of the file
 	Guest    Guest
 }
 
-// Segment is the network that is served.
+// Segment is a network that is served. At most one of Interface, Bridge and
+// Parent is set; with none of them, nor Relay, it is private: a bridge in a
+// network namespace of its own.
 type Segment struct {
-	Bridge    string       // existing bridge; empty: a private segment
-	Address   netip.Prefix // the servers' IPv4 address, not the network's, and the prefix length
-	Pool      Range        // addresses for machines that have none reserved
-	Exclude   []Range      // addresses of the prefix that are never given out
-	LeaseTime time.Duration
-	Router    netip.Addr // zero: no default route is announced
-	DNS       []netip.Addr
-	NTP       []netip.Addr
-	Domain    string
-	Unknown   Policy // PolicyAuto unless the file decides; Policy() says what it comes to
+	Name      string
+	Interface string       // an existing link, served as it is
+	Bridge    string       // made if missing
+	Uplink    string       // a NIC that becomes a port of Bridge
+	Parent    string       // a NIC on which guests get macvtaps and the servers a macvlan
+	VLAN      int          // 802.1Q tag on Interface, Uplink or Parent; 0: none
+	Relay     netip.Prefix // of a segment behind a relay agent: the relay's address there; zero: none
+	Via       string       // with Relay: the segment whose servers the relay asks; filled in when there is only one
+
+	Mode           Mode
+	Address        netip.Prefix // the servers' IPv4 address, not the network's, and the prefix length; zero: the one that the link has
+	Pool           []Range      // addresses for machines that have none reserved
+	Exclude        []Range      // addresses of the prefix that are never given out
+	LeaseTime      time.Duration
+	BootLeaseTime  time.Duration // of firmware and boot programs; 0: decided by how full the pool is
+	Router         netip.Addr    // zero: no default route is announced
+	DNS            []netip.Addr
+	NTP            []netip.Addr
+	Domain         string
+	Search         []string
+	Routes         []Route
+	Options        map[string]string // by name or number, as boot.ParseOption reads them
+	NAT            bool
+	Unknown        Policy // PolicyAuto unless the file decides; Policy() says what it comes to
+	AllowOtherDHCP bool
+}
+
+// Mode says what the servers do on a segment.
+type Mode string
+
+// The modes.
+const (
+	ModeServer Mode = "server" // addresses and boot files
+	ModeProxy  Mode = "proxy"  // boot files beside another server's addresses
+	ModeOff    Mode = "off"    // nothing
+)
+
+// Route is one route that machines are told.
+type Route struct {
+	To  netip.Prefix
+	Via netip.Addr
+}
+
+// String returns "TO via VIA".
+func (r Route) String() string { return r.To.String() + " via " + r.Via.String() }
+
+// Private reports whether the segment is a network of ecboot's own that nobody
+// else is on.
+func (s Segment) Private() bool {
+	return s.Interface == "" && s.Bridge == "" && s.Parent == "" && !s.Relay.IsValid()
+}
+
+// Prefix is the segment's network with an address in it; zero when only the
+// link knows.
+func (s Segment) Prefix() netip.Prefix {
+	if s.Relay.IsValid() {
+		return s.Relay
+	}
+	return s.Address
+}
+
+// Segment finds the segment called name.
+func (c *Config) Segment(name string) (*Segment, bool) {
+	i := slices.IndexFunc(c.Segments, func(s Segment) bool { return s.Name == name })
+	if i < 0 {
+		return nil, false
+	}
+	return &c.Segments[i], true
 }
 
 // Policy says what machines get that the configuration does not declare.
@@ -58,19 +120,19 @@ type Policy string
 
 // The policies. PolicyAuto is never written in a file.
 const (
-	PolicyAuto    Policy = ""        // boot on a private segment, ignore on a bridge
+	PolicyAuto    Policy = ""        // boot on a private segment, ignore on any other
 	PolicyBoot    Policy = "boot"    // an address and the default profile
 	PolicyAddress Policy = "address" // an address and no boot file
 	PolicyIgnore  Policy = "ignore"  // no answer
 )
 
 // Policy decides PolicyAuto: on a segment of our own every machine is ours to
-// boot, on a bridge that others use only those that were declared.
+// boot, on a network that others use only those that were declared.
 func (s Segment) Policy() Policy {
 	switch {
 	case s.Unknown != PolicyAuto:
 		return s.Unknown
-	case s.Bridge == "":
+	case s.Private():
 		return PolicyBoot
 	}
 	return PolicyIgnore
@@ -95,15 +157,20 @@ func (r Range) String() string {
 
 // Server is what the servers need beside their network.
 type Server struct {
-	StateDir string // absolute; empty: where the user who runs ecboot keeps state
-	HTTPPort uint16
+	StateDir       string // absolute; empty: where the user who runs ecboot keeps state
+	HTTPPort       uint16
+	HTTPSPort      uint16                   // 0: no HTTPS
+	TLSCertificate string                   // absolute path of a PEM file; empty: one is made
+	TLSKey         string                   // of TLSCertificate
+	NBP            map[boot.Platform]string // absolute paths of boot programs, instead of those that ecboot carries
 }
 
 // DefaultProfile is the profile of machines that name none. A file that does
 // not declare it gets the embedded system.
 const DefaultProfile = "default"
 
-// Profile is a system to boot: a kernel with initrds, or an iPXE script.
+// Profile is a system to boot: a kernel with initrds, an iPXE script, or
+// programs that the firmware runs.
 type Profile struct {
 	Name       string
 	Kernel     Source     // empty when there is a script
@@ -112,6 +179,12 @@ type Profile struct {
 	Cmdline    string     // kernel command line without initrd=
 	ScriptFile string     // absolute path; empty: none
 	Script     string     // contents of ScriptFile, filled in by Load
+
+	EFI         string                   // absolute path of a program for UEFI machines; empty: none
+	EFIPlatform boot.Platform            // what EFI runs on, filled in by Load
+	Tree        string                   // absolute path of a directory that is served as it is; empty: none
+	Programs    map[boot.Platform]string // paths in Tree
+	SecureBoot  bool
 }
 
 // Source says where a boot file comes from: an absolute path, or one of the
@@ -149,14 +222,40 @@ type Initramfs struct {
 	Files    map[string]string // absolute path in the archive to the file's path on this machine
 }
 
-// Machine is a machine that the configuration declares.
+// Machine is a machine that the configuration declares. It is known by its MAC,
+// its UUID or, if it has neither, by its name.
 type Machine struct {
-	MAC       boot.MAC
+	MAC       boot.MAC   // zero: not given
+	UUID      string     // as boot.Client has it; empty: not given
 	Name      string     // host name; may be empty
 	Address   netip.Addr // reserved for it; zero: one out of the pool
 	Profile   string     // empty: DefaultProfile
-	NBP       string     // one of the boot programs of package boot; empty: by architecture
-	Chainload bool       // give it our iPXE even if its own would do
+	Next      Next
+	NBP       string // a boot program of package boot or an absolute path; empty: by platform
+	Chainload bool   // give it our iPXE even if its own would do
+	Tags      []string
+	Options   map[string]string // as Segment.Options
+}
+
+// Next says what a machine boots from one time to the next.
+type Next string
+
+// The choices.
+const (
+	NextAlways Next = "always" // its profile
+	NextOnce   Next = "once"   // its profile one time, then its local disk
+	NextLocal  Next = "local"  // its local disk
+)
+
+// Rule says what machines boot that are alike; see boot.Rule.
+type Rule struct {
+	MAC     string // beginning of the MAC, such as "52:54:00"
+	Arch    boot.Platform
+	Vendor  string
+	UUID    string
+	Tags    []string
+	Profile string
+	NBP     string // as Machine.NBP
 }
 
 // Guest is the defaults of a virtual machine.
@@ -174,10 +273,12 @@ type Guest struct {
 
 // Default returns the configuration of an empty file.
 func Default() *Config {
-	address := netip.MustParsePrefix("10.77.0.1/24")
+	private := NewSegment(PrivateSegment)
+	private.Address = defaultAddress
+	private.Pool = []Range{derivePool(defaultAddress)}
 	return &Config{
-		Segment: Segment{Address: address, Pool: derivePool(address), LeaseTime: time.Hour},
-		Server:  Server{HTTPPort: 80},
+		Segments: []Segment{private},
+		Server:   Server{HTTPPort: 80},
 		Profiles: map[string]Profile{DefaultProfile: {
 			Name:    DefaultProfile,
 			Kernel:  EmbeddedKernel,
@@ -195,6 +296,17 @@ func Default() *Config {
 			Timeout:  5 * time.Minute,
 		},
 	}
+}
+
+// PrivateSegment is the name of the segment of a file that declares none.
+const PrivateSegment = "private"
+
+var defaultAddress = netip.MustParsePrefix("10.77.0.1/24")
+
+// NewSegment returns a private segment with all defaults but those that follow
+// from an address.
+func NewSegment(name string) Segment {
+	return Segment{Name: name, Mode: ModeServer, LeaseTime: time.Hour}
 }
 
 // defaultCmdline shows the boot on the serial console, the one that guests
@@ -246,6 +358,7 @@ func Load(path string) (*Config, error) {
 	c, r := parse(path, data)
 	if !r.broken {
 		r.readFiles(c)
+		r.readPrograms(c)
 	}
 	if err := r.err(); err != nil {
 		return nil, err

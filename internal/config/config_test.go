@@ -45,13 +45,13 @@ func TestMistakes(t *testing.T) {
 		// Syntax: alone, whatever else is wrong before it.
 		{"syntax", "x = 1\n[segment\n", []string{"2:9: expected ']'"}},
 		{"not TOML", "hello", []string{"1:5: expected '='"}},
-		{"not UTF-8", "[segment]\nbridge = \"\xff\"\n", []string{"2:11: invalid"}},
-		{"bad date", "[segment]\nbridge = 2024-13-45\n", []string{"2:15: impossible date"}},
+		{"not UTF-8", "[segment.x]\nbridge = \"\xff\"\n", []string{"2:11: invalid"}},
+		{"bad date", "[segment.x]\nbridge = 2024-13-45\n", []string{"2:15: impossible date"}},
 		{"bad number", "[server]\nhttp_port = 08\n", []string{"2:13: "}},
 
 		// Structure.
 		{"unknown table", "[segmant]\n", []string{"1:2: segmant: is not a key of ecboot's; did you mean segment?"}},
-		{"key without table", "pool = 1\n", []string{"1:1: pool: is not a key of ecboot's; pool belongs in [segment]"}},
+		{"key without table", "pool = 1\n", []string{"1:1: pool: is not a key of ecboot's; pool belongs in [segment.NAME]"}},
 		{"key of another section", "[guest]\nmac = 1\n", []string{"2:1: guest.mac: is not a key of ecboot's; mac belongs in [[machine]]"}},
 		{"strange key", "[server]\nwizardry = 1\n", []string{"2:1: server.wizardry: is not a key of ecboot's; the keys in [server] are state_dir, http_port"}},
 		{"strange key in quotes", "[server]\n\"a.b\" = 1\n\"\" = 2\n", []string{`2:1: server."a.b": is not`, `3:1: server."": is not`}},
@@ -72,37 +72,37 @@ func TestMistakes(t *testing.T) {
 		// Types.
 		{"string for a number", "[server]\nhttp_port = \"80\"\n", []string{`2:13: server.http_port: "80" is a string; write a port, 1 to 65535, without quotes`}},
 		{"string for a boolean", "[[machine]]\nmac = \"525400123456\"\nchainload = \"yes\"\n", []string{`3:13: machine[0].chainload: "yes" is a string; write true or false`}},
-		{"table for a string", "[segment]\nbridge = {}\n", []string{"2:10: segment.bridge: is a table"}},
-		{"date for a string", "[segment]\nbridge = 2024-01-01\n", []string{"2:10: segment.bridge: 2024-01-01 is a date or time"}},
+		{"table for a string", "[segment.x]\nbridge = {}\n", []string{"2:10: segment.x.bridge: is a table"}},
+		{"date for a string", "[segment.x]\nbridge = 2024-01-01\n", []string{"2:10: segment.x.bridge: 2024-01-01 is a date or time"}},
 		{"float for an integer", "[guest]\ncpus = 1.5\n", []string{"2:8: guest.cpus: 1.5 is a float"}},
-		{"list elements", "[segment]\ndns = [\"10.0.0.1\", 5, \"x\", []]\n", []string{
-			"2:7: segment.dns[3]: is a list", "2:20: segment.dns[1]: 5 is an integer", `2:23: segment.dns[2]: "x" is not an address`}},
+		{"list elements", "[segment.x]\ndns = [\"10.0.0.1\", 5, \"x\", []]\n", []string{
+			"2:7: segment.x.dns[3]: is a list", "2:20: segment.x.dns[1]: 5 is an integer", `2:23: segment.x.dns[2]: "x" is not an address`}},
 		{"string for a list", "[profile.a]\ninitrds = \"x\"\n", []string{"2:11: profile.a.initrds: is a string; write a list in brackets"}},
 		{"list for a table", "[profile.a.initramfs]\nfiles = []\n", []string{`2:9: profile.a.initramfs.files: is a list; write a table such as {"/etc/motd" = "…"}`}},
 
 		// Values.
-		{"address without length", "[segment]\naddress = \"10.77.0.1\"\n", []string{"2:11: segment.address: \"10.77.0.1\" has no prefix length"}},
-		{"address of the network", "[segment]\naddress = \"10.77.0.0/24\"\n", []string{"is the address of the network"}},
-		{"broadcast address", "[segment]\naddress = \"10.77.0.255/24\"\n", []string{"is the broadcast address"}},
-		{"IPv6", "[segment]\naddress = \"fd00::1/64\"\nrouter = \"fd00::2\"\n", []string{"2:11: segment.address: \"fd00::1/64\" is not an IPv4", "3:10: segment.router: \"fd00::2\" is not an IPv4"}},
-		{"prefix too long", "[segment]\naddress = \"10.77.0.1/31\"\n", []string{"not between 8 and 30"}},
-		{"multicast", "[segment]\naddress = \"224.0.0.1/24\"\n", []string{"is not the address of a host"}},
-		{"pool backwards", "[segment]\npool = \"10.77.0.9-10.77.0.2\"\n", []string{"2:8: segment.pool: \"10.77.0.9-10.77.0.2\" ends before it begins"}},
-		{"pool with the server in it", "[segment]\npool = \"10.77.0.1-10.77.0.2\"\n", []string{"contains the servers' own address 10.77.0.1"}},
-		{"pool out of a smaller prefix", "[segment]\naddress = \"10.77.0.1/25\"\npool = \"10.77.0.50-10.77.0.250\"\n", []string{"3:8: segment.pool: 10.77.0.50-10.77.0.250 reaches out of 10.77.0.0/25"}},
-		{"pool used up", "[segment]\npool = \"10.77.0.9-10.77.0.12\"\nexclude = [\"10.77.0.11-10.77.0.20\", \"10.77.0.5-10.77.0.10\"]\n", []string{"2:8: segment.pool: has no address left"}},
-		{"default pool used up", "[segment]\nexclude = [\"10.77.0.2-10.77.0.254\"]\n", []string{"1:2: segment.pool: has no address left"}},
-		{"exclude outside", "[segment]\nexclude = [\"10.77.0.60\", \"10.78.0.60\"]\n", []string{"2:26: segment.exclude[1]: 10.78.0.60 reaches out of"}},
-		{"router outside", "[segment]\nrouter = \"10.78.0.1\"\n", []string{"2:10: segment.router: 10.78.0.1 is outside of 10.77.0.0/24"}},
-		{"bad address hides what follows from it", "[segment]\naddress = \"x\"\nrouter = \"10.78.0.1\"\n", []string{"2:11: segment.address"}},
-		{"lease time", "[segment]\nlease_time = \"1 hour\"\n", []string{`2:14: segment.lease_time: "1 hour" is not a duration: a number and one of the units h, m, s is; write a duration such as "1h" in quotes`}},
-		{"lease time too short", "[segment]\nlease_time = \"5s\"\n", []string{"is shorter than 1m"}},
-		{"lease time too long", "[segment]\nlease_time = \"1000000h\"\n", []string{"is longer than 87600h"}},
+		{"address without length", "[segment.x]\naddress = \"10.77.0.1\"\n", []string{"2:11: segment.x.address: \"10.77.0.1\" has no prefix length"}},
+		{"address of the network", "[segment.x]\naddress = \"10.77.0.0/24\"\n", []string{"is the address of the network"}},
+		{"broadcast address", "[segment.x]\naddress = \"10.77.0.255/24\"\n", []string{"is the broadcast address"}},
+		{"IPv6", "[segment.x]\naddress = \"fd00::1/64\"\nrouter = \"fd00::2\"\n", []string{"2:11: segment.x.address: \"fd00::1/64\" is not an IPv4", "3:10: segment.x.router: \"fd00::2\" is not an IPv4"}},
+		{"prefix too long", "[segment.x]\naddress = \"10.77.0.1/31\"\n", []string{"not between 8 and 30"}},
+		{"multicast", "[segment.x]\naddress = \"224.0.0.1/24\"\n", []string{"is not the address of a host"}},
+		{"pool backwards", "[segment.x]\npool = \"10.77.0.9-10.77.0.2\"\n", []string{"2:8: segment.x.pool[0]: \"10.77.0.9-10.77.0.2\" ends before it begins"}},
+		{"pool with the server in it", "[segment.x]\npool = \"10.77.0.1-10.77.0.2\"\n", []string{"contains the servers' own address 10.77.0.1"}},
+		{"pool out of a smaller prefix", "[segment.x]\naddress = \"10.77.0.1/25\"\npool = \"10.77.0.50-10.77.0.250\"\n", []string{"3:8: segment.x.pool[0]: 10.77.0.50-10.77.0.250 reaches out of 10.77.0.0/25"}},
+		{"pool used up", "[segment.x]\npool = \"10.77.0.9-10.77.0.12\"\nexclude = [\"10.77.0.11-10.77.0.20\", \"10.77.0.5-10.77.0.10\"]\n", []string{"2:8: segment.x.pool[0]: has no address left"}},
+		{"default pool used up", "[segment.x]\nexclude = [\"10.77.0.2-10.77.0.254\"]\n", []string{"1:10: segment.x.pool[0]: has no address left"}},
+		{"exclude outside", "[segment.x]\nexclude = [\"10.77.0.60\", \"10.78.0.60\"]\n", []string{"2:26: segment.x.exclude[1]: 10.78.0.60 reaches out of"}},
+		{"router outside", "[segment.x]\nrouter = \"10.78.0.1\"\n", []string{"2:10: segment.x.router: 10.78.0.1 is outside of 10.77.0.0/24"}},
+		{"bad address hides what follows from it", "[segment.x]\naddress = \"x\"\nrouter = \"10.78.0.1\"\n", []string{"2:11: segment.x.address"}},
+		{"lease time", "[segment.x]\nlease_time = \"1 hour\"\n", []string{`2:14: segment.x.lease_time: "1 hour" is not a duration: a number and one of the units h, m, s is; write a duration such as "1h" in quotes`}},
+		{"lease time too short", "[segment.x]\nlease_time = \"5s\"\n", []string{"is shorter than 1m"}},
+		{"lease time too long", "[segment.x]\nlease_time = \"1000000h\"\n", []string{"is longer than 87600h"}},
 		{"fraction of a second", "[guest]\ntimeout = \"1.5s\"\n", []string{"is not a number of whole seconds"}},
-		{"bridge name", "[segment]\nbridge = \"a-very-long-bridge\"\n", []string{"is longer than the 15 bytes"}},
-		{"bridge name with a slash", "[segment]\nbridge = \"a/b\"\n", []string{"cannot be the name of an interface"}},
-		{"domain", "[segment]\ndomain = \"lab..example\"\n", []string{"is not a host name (RFC 1123)"}},
-		{"policy", "[segment]\nunknown = \"maybe\"\n", []string{`write "boot", "address" or "ignore"`}},
+		{"bridge name", "[segment.x]\nbridge = \"a-very-long-bridge\"\n", []string{"is longer than the 15 bytes"}},
+		{"bridge name with a slash", "[segment.x]\nbridge = \"a/b\"\n", []string{"cannot be the name of an interface"}},
+		{"domain", "[segment.x]\ndomain = \"lab..example\"\n", []string{"is not a host name (RFC 1123)"}},
+		{"policy", "[segment.x]\nunknown = \"maybe\"\n", []string{`write "boot", "address" or "ignore"`}},
 		{"port", "[server]\nhttp_port = 65536\n", []string{"2:13: server.http_port: 65536 is out of range"}},
 		{"state directory", "[server]\nstate_dir = \"a\\u0000\"\n", []string{`is not a path`}},
 		{"too little memory", "[guest]\nmemory = \"16M\"\n", []string{"is less than 64M"}},
@@ -121,18 +121,58 @@ func TestMistakes(t *testing.T) {
 		{"path in the archive", "[profile.a.initramfs]\nfiles = {\"/\" = \"x\"}\n", []string{`2:10: profile.a.initramfs.files."/": "/" is not the path of a file in the archive`}},
 		{"path in the archive twice", "[profile.a.initramfs]\nfiles = {\"/a\" = \"x\", a = \"y\"}\n", []string{"2:22: profile.a.initramfs.files.a: names /a a second time"}},
 
+		// Segments.
+		{"two ways to the network", "[segment.x]\ninterface = \"eth0\"\nbridge = \"br0\"\n", []string{"3:10: segment.x.bridge: is given beside interface"}},
+		{"uplink beside an interface", "[segment.x]\ninterface = \"eth0\"\nuplink = \"eth1\"\n", []string{"segment.x.bridge: is given beside interface"}},
+		{"uplink with a long segment", "[segment.much-too-long]\nuplink = \"eth1\"\n", []string{"segment.much-too-long.bridge: is missing, and br-much-too-long would be too long"}},
+		{"uplink is the bridge", "[segment.x]\nbridge = \"br0\"\nuplink = \"br0\"\n", []string{"br0 is the bridge itself"}},
+		{"vlan of nothing", "[segment.x]\nvlan = 7\n", []string{"2:8: segment.x.vlan: needs a link to tag"}},
+		{"vlan out of range", "[segment.x]\ninterface = \"eth0\"\nvlan = 4095\n", []string{"4095 is out of range"}},
+		{"mode", "[segment.x]\nmode = \"prox\"\n", []string{`write "server", "proxy" or "off"`}},
+		{"private proxy", "[segment.x]\nmode = \"proxy\"\n", []string{"makes no sense on a private segment"}},
+		{"proxy with a pool", "[segment.x]\ninterface = \"eth0\"\nmode = \"proxy\"\npool = \"10.0.0.1\"\n", []string{"4:8: segment.x.pool: is what the other DHCP server says"}},
+		{"the same bridge twice", "[segment.x]\nbridge = \"br0\"\n[segment.y]\nbridge = \"br0\"\n", []string{"4:10: segment.y.bridge: br0 is segment.x's too, in line 1"}},
+		{"networks that overlap", "[segment.x]\nbridge = \"br0\"\naddress = \"10.1.0.1/16\"\n[segment.y]\nbridge = \"br1\"\naddress = \"10.1.9.1/24\"\n", []string{"6:11: segment.y.address: 10.1.9.0/24 overlaps with 10.1.0.0/16 of segment.x, in line 1"}},
+		{"relay without servers", "[segment.x]\nrelay = \"10.9.0.1/24\"\n", []string{"segment.x.via: is missing; declare the segment"}},
+		{"relay of two servers", "[segment.x]\nbridge = \"a\"\n[segment.y]\nbridge = \"b\"\n[segment.z]\nrelay = \"10.9.0.1/24\"\n", []string{"segment.z.via: is missing; write one of x, y"}},
+		{"relay through nobody", "[segment.x]\nbridge = \"a\"\n[segment.z]\nrelay = \"10.9.0.1/24\"\nvia = \"z\"\n", []string{`5:7: segment.z.via: "z" is no segment that is served`}},
+		{"segment name", "[segment.\"a/b\"]\n", []string{"is not the name of a segment"}},
+		{"option", "[segment.x]\noptions = {\"ntp-server\" = \"10.0.0.1\"}\n", []string{`segment.x.options.ntp-server: option "ntp-server" is not known by name`}},
+		{"option of our own", "[segment.x]\noptions = {54 = \"10.0.0.1\"}\n", []string{"option 54 cannot be set: it is the server's address"}},
+		{"option twice", "[segment.x]\noptions = {42 = \"10.0.0.1\", ntp-servers = \"10.0.0.1\"}\n", []string{"is the same option as 42"}},
+		{"route", "[segment.x]\nroutes = [\"10.9.0.1/16 via 10.77.0.9\", \"10.9.0.0/16\"]\n", []string{"the network is 10.9.0.0/16", "is not a route"}},
+		{"route through a stranger", "[segment.x]\nroutes = [\"10.9.0.0/16 via 10.78.0.9\"]\n", []string{"10.78.0.9 is outside of 10.77.0.0/24"}},
+		{"half a certificate", "[server]\ntls_key = \"k\"\n", []string{"server.tls_certificate: and tls_key belong together"}},
+		{"platform", "[server]\nnbp = {x86 = \"k\"}\n", []string{`write a name such as "bios", "uefi-ia32"`}},
+
+		// Profiles.
+		{"tree without programs", "[profile.a]\ntree = \"/srv\"\n", []string{"profile.a.programs: is missing"}},
+		{"programs without a tree", "[profile.a]\nprograms = {bios = \"x\"}\n", []string{"is given beside no tree"}},
+		{"program out of the tree", "[profile.a]\ntree = \"/srv\"\nprograms = {bios = \"../x\", uefi-x64 = \"x\"}\n", []string{"is not the path of a file in the tree"}},
+		{"initrds of a tree", "[profile.a]\ntree = \"/srv\"\nprograms = {bios = \"x\"}\ninitrds = [\"y\"]\n", []string{"profile.a.initrds: is given beside no kernel"}},
+		{"template", "[profile.a]\ncmdline = \"{host}\"\n", []string{"names {host}, which is not known"}},
+		{"profile of the local disk", "[profile.local]\n", []string{"is the profile that boots the local disk"}},
+
+		// Rules.
+		{"rule for all", "[[match]]\nprofile = \"default\"\n", []string{"match[0]: matches every machine"}},
+		{"rule that says nothing", "[[match]]\nmac = \"52:54\"\n", []string{"match[0]: says nothing"}},
+		{"rule with an odd prefix", "[[match]]\nmac = \"52:5\"\nprofile = \"x\"\n", []string{"is not the beginning of an Ethernet address", `there is no profile "x"`}},
+
 		// Machines.
-		{"no mac", "[[machine]]\nname = \"a\"\n", []string{"1:3: machine[0].mac: is missing"}},
+		{"uuid", "[[machine]]\nuuid = \"x\"\n", []string{"is not a UUID"}},
+		{"next", "[[machine]]\nname = \"a\"\nnext = \"never\"\n", []string{`write "always", "once" or "local"`}},
+		{"tag", "[[machine]]\nname = \"a\"\ntags = [\"a b\"]\n", []string{"is not a tag"}},
+		{"no mac", "[[machine]]\nchainload = true\n", []string{"1:3: machine[0].mac: is missing"}},
 		{"mac of a group", "[[machine]]\nmac = \"01:00:5e:00:00:01\"\n", []string{"is a group address"}},
 		{"mac of nobody", "[[machine]]\nmac = \"000000000000\"\n", []string{"is no machine's address"}},
 		{"the same in two machines", "[[machine]]\nmac = \"52:54:00:12:34:56\"\nname = \"a\"\naddress = \"10.77.0.9\"\n[[machine]]\nmac = \"525400123456\"\nname = \"A\"\naddress = \"10.77.0.9\"\n", []string{
 			"6:7: machine[1].mac: 52:54:00:12:34:56 is another machine's too, in line 2", "7:8: machine[1].name: A is another", "8:11: machine[1].address: 10.77.0.9 is another"}},
-		{"machine outside", "[[machine]]\nmac = \"525400123456\"\naddress = \"10.78.0.9\"\n", []string{"10.78.0.9 is outside of 10.77.0.0/24; reserve an address between 10.77.0.1-10.77.0.254"}},
+		{"machine outside", "[[machine]]\nmac = \"525400123456\"\naddress = \"10.78.0.9\"\n", []string{"10.78.0.9 is outside of 10.77.0.0/24; reserve an address of a segment"}},
 		{"machine on the server", "[[machine]]\nmac = \"525400123456\"\naddress = \"10.77.0.1\"\n", []string{"is the servers' own address"}},
-		{"machine on the router", "[segment]\nrouter = \"10.77.0.2\"\n[[machine]]\nmac = \"525400123456\"\naddress = \"10.77.0.2\"\n", []string{"is the router's address"}},
-		{"machine on the broadcast address", "[[machine]]\nmac = \"525400123456\"\naddress = \"10.77.0.255\"\n", []string{"is outside of"}},
+		{"machine on the router", "[segment.x]\nrouter = \"10.77.0.2\"\n[[machine]]\nmac = \"525400123456\"\naddress = \"10.77.0.2\"\n", []string{"is the router's address"}},
+		{"machine on the broadcast address", "[[machine]]\nmac = \"525400123456\"\naddress = \"10.77.0.255\"\n", []string{"is no host's address in"}},
 		{"name with a dot", "[[machine]]\nmac = \"525400123456\"\nname = \"a.b\"\n", []string{"has a dot"}},
-		{"boot program", "[[machine]]\nmac = \"525400123456\"\nnbp = \"pxelinux.0\"\n", []string{`write "undionly.kpxe", "snponly.efi" or "ipxe.efi"`}},
+		{"boot program", "[[machine]]\nmac = \"525400123456\"\nnbp = \"pxelinux.0\"\n", []string{`write "undionly.kpxe", "snponly.efi" or "ipxe.efi", or a path with a slash in it`}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			_, err := Parse("f", []byte(tt.text))
@@ -155,7 +195,7 @@ func TestMistakes(t *testing.T) {
 func TestParse(t *testing.T) {
 	c, err := Parse("/etc/ecboot/ecboot.toml", []byte(`
 guest = {memory = "2GiB", timeout = "90s"}
-[segment]
+[segment.lan]
 bridge = "br0"
 address = "192.168.7.2/25"
 exclude = ["192.168.7.40", "192.168.7.50 - 192.168.7.60"]
@@ -185,11 +225,13 @@ name = "two"
 	}
 	addr := netip.MustParseAddr
 	want := Default()
-	want.Segment.Bridge = "br0"
-	want.Segment.Address = netip.MustParsePrefix("192.168.7.2/25")
-	want.Segment.Pool = Range{addr("192.168.7.25"), addr("192.168.7.126")}
-	want.Segment.Exclude = []Range{{addr("192.168.7.40"), addr("192.168.7.40")}, {addr("192.168.7.50"), addr("192.168.7.60")}}
-	want.Segment.Router = addr("192.168.7.1")
+	want.Segments = []Segment{NewSegment("lan")}
+	lan := &want.Segments[0]
+	lan.Bridge = "br0"
+	lan.Address = netip.MustParsePrefix("192.168.7.2/25")
+	lan.Pool = []Range{{addr("192.168.7.25"), addr("192.168.7.126")}}
+	lan.Exclude = []Range{{addr("192.168.7.40"), addr("192.168.7.40")}, {addr("192.168.7.50"), addr("192.168.7.60")}}
+	lan.Router = addr("192.168.7.1")
 	want.Guest.Memory = 2 << 30
 	want.Guest.Timeout = 90 * time.Second
 	for _, p := range []Profile{
@@ -202,13 +244,14 @@ name = "two"
 		want.Profiles[p.Name] = p
 	}
 	want.Machines = []Machine{
-		{MAC: boot.MAC{0x52, 0x54, 0, 0xaa, 0xbb, 0xcc}, Address: addr("192.168.7.9"), Profile: "debian", Chainload: true},
-		{MAC: boot.MAC{0x52, 0x54, 0, 0, 0, 2}, Name: "two"},
+		{MAC: boot.MAC{0x52, 0x54, 0, 0xaa, 0xbb, 0xcc}, Address: addr("192.168.7.9"), Profile: "debian", Next: NextAlways, Chainload: true},
+		{MAC: boot.MAC{0x52, 0x54, 0, 0, 0, 2}, Name: "two", Next: NextAlways},
 	}
+	normalize(c)
 	if !reflect.DeepEqual(c, want) {
 		t.Errorf("got\n%s\nwant\n%s", c.Show(), want.Show())
 	}
-	if got := c.Segment.Policy(); got != PolicyIgnore {
+	if got := c.Segments[0].Policy(); got != PolicyIgnore {
 		t.Errorf("policy on a bridge: %q", got)
 	}
 	checkRoundTrip(t, c)
@@ -223,7 +266,10 @@ func checkRoundTrip(t *testing.T, c *Config) {
 		t.Fatalf("Show printed what Parse refuses: %v\n%s", err, shown)
 	}
 	want := *c
-	want.Segment.Unknown = c.Segment.Policy()
+	want.Segments = slices.Clone(c.Segments)
+	for i, seg := range c.Segments {
+		want.Segments[i].Unknown = seg.Policy()
+	}
 	for _, l := range []*Config{&want, again} {
 		normalize(l)
 	}
@@ -232,35 +278,43 @@ func checkRoundTrip(t *testing.T, c *Config) {
 	}
 }
 
-// normalize makes empty lists nil: a file can say [] or nothing.
-func normalize(c *Config) {
-	if len(c.Segment.Exclude) == 0 {
-		c.Segment.Exclude = nil
-	}
-	if len(c.Segment.DNS) == 0 {
-		c.Segment.DNS = nil
-	}
-	if len(c.Segment.NTP) == 0 {
-		c.Segment.NTP = nil
-	}
-	profiles := map[string]Profile{}
-	for name, p := range c.Profiles {
-		if len(p.Initrds) == 0 {
-			p.Initrds = nil
+// normalize makes empty lists and tables nil: a file can say [] or nothing.
+func normalize(c *Config) { emptyToNil(reflect.ValueOf(c)) }
+
+func emptyToNil(v reflect.Value) {
+	switch v.Kind() {
+	case reflect.Pointer:
+		if !v.IsNil() {
+			emptyToNil(v.Elem())
 		}
-		if p.Initramfs != nil {
-			i := *p.Initramfs
-			if len(i.Commands) == 0 {
-				i.Commands = nil
-			}
-			if len(i.Files) == 0 {
-				i.Files = nil
-			}
-			p.Initramfs = &i
+	case reflect.Struct:
+		if v.Type().PkgPath() != reflect.TypeFor[Config]().PkgPath() {
+			return
 		}
-		profiles[name] = p
+		for _, f := range v.Fields() {
+			emptyToNil(f)
+		}
+	case reflect.Slice:
+		if v.Len() == 0 {
+			v.SetZero()
+		}
+		for i := range v.Len() {
+			emptyToNil(v.Index(i))
+		}
+	case reflect.Map:
+		if v.Len() == 0 {
+			v.SetZero()
+			return
+		}
+		clean := reflect.MakeMap(v.Type())
+		for it := v.MapRange(); it.Next(); {
+			one := reflect.New(v.Type().Elem()).Elem()
+			one.Set(it.Value())
+			emptyToNil(one)
+			clean.SetMapIndex(it.Key(), one)
+		}
+		v.Set(clean)
 	}
-	c.Profiles = profiles
 }
 
 func TestDefaultsRoundTrip(t *testing.T) {
@@ -301,7 +355,7 @@ func TestReferenceExamples(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v\n%s", err, b.String())
 	}
-	if len(c.Machines) != 1 || len(c.Profiles) != 4 || c.Segment.Bridge == "" {
+	if len(c.Machines) != 1 || len(c.Rules) != 1 || len(c.Profiles) != 7 || len(c.Segments) != 5 {
 		t.Errorf("examples are missing:\n%s", c.Show())
 	}
 	checkRoundTrip(t, c)
@@ -382,18 +436,18 @@ func TestDerivePool(t *testing.T) {
 }
 
 func TestSetAddress(t *testing.T) {
-	s := Default().Segment
-	s.Exclude = []Range{s.Pool}
-	if err := s.SetAddress("192.168.9.1/28"); err != nil || s.Address.String() != "192.168.9.1/28" || s.Pool.String() != "192.168.9.3-192.168.9.14" || s.Exclude != nil {
+	s := Default().Segments[0]
+	s.Exclude = s.Pool
+	if err := s.SetAddress("192.168.9.1/28"); err != nil || s.Address.String() != "192.168.9.1/28" || s.Pool[0].String() != "192.168.9.3-192.168.9.14" || s.Exclude != nil {
 		t.Errorf("%+v, %v", s, err)
 	}
-	s = Default().Segment
-	pool := Range{offset(s.Pool.First, 10), offset(s.Pool.First, 20)}
-	s.Pool, s.Exclude = pool, []Range{{pool.First, pool.First}}
-	if err := s.SetAddress("10.77.0.254/24"); err != nil || s.Pool != pool || len(s.Exclude) != 1 {
+	s = Default().Segments[0]
+	pool := Range{offset(s.Pool[0].First, 10), offset(s.Pool[0].First, 20)}
+	s.Pool, s.Exclude = []Range{pool}, []Range{{pool.First, pool.First}}
+	if err := s.SetAddress("10.77.0.254/24"); err != nil || s.Pool[0] != pool || len(s.Exclude) != 1 {
 		t.Errorf("on the same network: %+v, %v", s, err)
 	}
-	if err := s.SetAddress("10.77.0.65/24"); err != nil || s.Pool != derivePool(s.Address) {
+	if err := s.SetAddress("10.77.0.65/24"); err != nil || s.Pool[0] != derivePool(s.Address) {
 		t.Errorf("in the middle of the pool: %+v, %v", s, err)
 	}
 	for _, bad := range []string{"", "192.168.9.1", "192.168.9.0/24", "192.168.9.1/32", "192.168.9.1/0", "fd00::1/64"} {
@@ -457,9 +511,10 @@ profile = "menu"
 	}
 	one, two := boot.MAC{0x52, 0x54, 0, 0, 0, 1}, boot.MAC{0x52, 0x54, 0, 0, 0, 2}
 	want := &boot.Inventory{
-		Default: "default",
+		Default: "default", Declared: "default",
+		ByUUID: map[string]boot.Machine{}, ByName: map[string]boot.Machine{}, NBPs: map[boot.Platform]string{}, Files: map[string]string{},
 		Machines: map[boot.MAC]boot.Machine{
-			one: {MAC: one, Name: "one", Addr: "10.77.0.9", Profile: "default", NBP: "ipxe.efi"},
+			one: {MAC: one, Name: "one", Addr: "10.77.0.9", NBP: "ipxe.efi"},
 			two: {MAC: two, Profile: "menu"},
 		},
 		Profiles: map[string]boot.Profile{
@@ -476,12 +531,12 @@ profile = "menu"
 			"menu": {Name: "menu"},
 		},
 	}
-	if got := c.Inventory(); !reflect.DeepEqual(got, want) {
+	if got := c.Inventory(c.Segments[0]); !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
 	}
 	// Declared machines keep their profile where strangers get none.
-	c.Segment.Unknown = PolicyAddress
-	if got := c.Inventory(); got.Default != "" || got.Machines[one].Profile != "default" {
+	c.Segments[0].Unknown = PolicyAddress
+	if got := c.Inventory(c.Segments[0]); got.Default != "" || got.Declared != "default" {
 		t.Errorf("with policy address: %+v", got)
 	}
 }
@@ -584,8 +639,8 @@ func FuzzParse(f *testing.F) {
 	}
 	for _, seed := range []string{
 		"a.b.c = 1\n[a.b]\n[[a]]\n", "machine = [{mac = '525400000001'}, {}]", "[[machine]]\n[[machine]]\n",
-		"[profile.default.initramfs]\nfiles = {'a\"\\b' = \"\\u007f\\u2028\"}", "[segment]\naddress = '10.0.0.2/30'", "x = [[[[[{}]]]]]",
-		"[profile.x]\ninitrds = []\n", "segment.exclude = ['1.1.1.1-255.255.255.255']",
+		"[profile.default.initramfs]\nfiles = {'a\"\\b' = \"\\u007f\\u2028\"}", "[segment.a]\naddress = '10.0.0.2/30'", "x = [[[[[{}]]]]]",
+		"[profile.x]\ninitrds = []\n", "segment.a.exclude = ['1.1.1.1-255.255.255.255']",
 	} {
 		f.Add([]byte(seed))
 	}
@@ -593,7 +648,7 @@ func FuzzParse(f *testing.F) {
 		c, err := Parse("/dir/ecboot.toml", data)
 		if err == nil {
 			checkRoundTrip(t, c)
-			c.Inventory()
+			c.Inventory(c.Segments[0])
 			return
 		}
 		var problems Problems

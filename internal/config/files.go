@@ -1,11 +1,15 @@
 package config
 
 import (
+	"debug/pe"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
+
+	"github.com/every-channel/ecboot/internal/boot"
 )
 
 // maxScript is far more than a script needs and little enough to be rendered
@@ -17,6 +21,17 @@ const maxScript = 1 << 20
 func (r *reader) readFiles(c *Config) {
 	for name, p := range c.Profiles {
 		section := join("profile", name)
+		if p.EFI != "" && r.checkFile(section+".efi", p.EFI) {
+			if platform, ok := efiPlatform(p.EFI); ok {
+				p.EFIPlatform = platform
+				c.Profiles[name] = p
+			} else {
+				r.problemAt(section+".efi", p.EFI+" is not an EFI program", "write the path of an .efi file")
+			}
+		}
+		if p.Tree != "" {
+			r.checkTree(section, p)
+		}
 		script, kernel, initrds, files := section+".script", section+".kernel", section+".initrds", section+".initramfs.files"
 		if p.ScriptFile != "" {
 			if text, ok := r.readScript(script, p.ScriptFile); ok {
@@ -25,7 +40,7 @@ func (r *reader) readFiles(c *Config) {
 			}
 			continue
 		}
-		if r.ok(kernel) {
+		if r.ok(kernel) && p.Kernel != "" {
 			r.checkSource(kernel, p.Kernel)
 		}
 		if r.ok(initrds) {
@@ -39,6 +54,72 @@ func (r *reader) readFiles(c *Config) {
 			}
 		}
 	}
+}
+
+// readPrograms checks the boot programs and certificates that are files.
+func (r *reader) readPrograms(c *Config) {
+	for platform, path := range c.Server.NBP {
+		r.checkFile(join("server.nbp", string(platform)), path)
+	}
+	for _, f := range []struct{ key, path string }{{"server.tls_certificate", c.Server.TLSCertificate}, {"server.tls_key", c.Server.TLSKey}} {
+		if f.path != "" {
+			r.checkFile(f.key, f.path)
+		}
+	}
+	for i, m := range c.Machines {
+		r.checkProgram(fmt.Sprintf("machine[%d].nbp", i), m.NBP)
+	}
+	for i, rule := range c.Rules {
+		r.checkProgram(fmt.Sprintf("match[%d].nbp", i), rule.NBP)
+	}
+}
+
+func (r *reader) checkProgram(key, path string) {
+	if filepath.IsAbs(path) && r.ok(key) {
+		r.checkFile(key, path)
+	}
+}
+
+// checkTree reports a tree that is no directory, and programs that it lacks.
+func (r *reader) checkTree(section string, p Profile) {
+	key := section + ".tree"
+	if !r.checkThere(key, p.Tree) {
+		return
+	}
+	if info, err := os.Stat(p.Tree); err != nil || !info.IsDir() {
+		r.problemAt(key, p.Tree+" is not a directory", "write the directory that holds what the programs ask for")
+		return
+	}
+	root, err := os.OpenRoot(p.Tree)
+	if err != nil {
+		r.problemAt(key, fmt.Sprintf("%s cannot be read: %v", p.Tree, reason(err)), "")
+		return
+	}
+	defer root.Close()
+	for platform, program := range p.Programs {
+		if _, err := root.Stat(program); err != nil {
+			r.problemAt(join(section+".programs", string(platform)), fmt.Sprintf("%s has no %s that is inside of it: %v", p.Tree, program, reason(err)), "write the path of a file in the tree")
+		}
+	}
+}
+
+// efiPlatform reads what an EFI program runs on (PE/COFF specification §3.3.1).
+func efiPlatform(path string) (boot.Platform, bool) {
+	f, err := pe.Open(path)
+	if err != nil {
+		return "", false
+	}
+	defer f.Close()
+	platform, ok := map[uint16]boot.Platform{
+		pe.IMAGE_FILE_MACHINE_I386:        boot.UEFIIA32,
+		pe.IMAGE_FILE_MACHINE_AMD64:       boot.UEFIX64,
+		pe.IMAGE_FILE_MACHINE_ARMNT:       boot.UEFIARM32,
+		0x1c2:                             boot.UEFIARM32, // Thumb, as EDK2 builds it
+		pe.IMAGE_FILE_MACHINE_ARM64:       boot.UEFIARM64,
+		pe.IMAGE_FILE_MACHINE_RISCV64:     boot.UEFIRISCV64,
+		pe.IMAGE_FILE_MACHINE_LOONGARCH64: boot.UEFILoongArch64,
+	}[f.Machine]
+	return platform, ok
 }
 
 func (r *reader) checkSource(key string, s Source) {

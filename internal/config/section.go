@@ -118,8 +118,15 @@ type codec[T any] struct {
 }
 
 // optional lets "" stand for the zero value, which is then not shown.
-func optional[T any](c codec[T]) codec[T] {
-	parse := c.parse
+func optional[T comparable](c codec[T]) codec[T] {
+	parse, text := c.parse, c.text
+	c.text = func(v T) string {
+		var zero T
+		if v == zero {
+			return ""
+		}
+		return text(v)
+	}
 	c.parse = func(s string) (v T, err error) {
 		if s == "" {
 			return v, nil
@@ -195,7 +202,7 @@ func list[T any](s *section, name string, c codec[T], p *[]T) {
 		s.r.problem(s.key(name), v.at, "is "+v.kind.String(), "write a list in brackets, each element "+c.want)
 		return
 	}
-	*p = nil
+	*p = []T{} // which is not what it is when nothing is said
 	for i, element := range v.list {
 		k := fmt.Sprintf("%s[%d]", s.key(name), i)
 		s.r.at[k] = element.at
@@ -207,12 +214,22 @@ func list[T any](s *section, name string, c codec[T], p *[]T) {
 	}
 }
 
+// oneOrMore is list for a key whose list of one may be written without brackets.
+func oneOrMore[T any](s *section, name string, c codec[T], p *[]T) {
+	if !s.writing() {
+		if e := s.in.byName[name]; e != nil && e.value.kind == c.kind {
+			e.value = &value{kind: kindList, at: e.value.at, list: []*value{e.value}}
+		}
+	}
+	list(s, name, c, p)
+}
+
 // pairs is a key with a table of free names.
-func pairs[T any](s *section, name string, names codec[string], c codec[T], p *map[string]T) {
+func pairs[K ~string, T any](s *section, name string, names codec[K], c codec[T], p *map[K]T) {
 	if s.writing() {
 		texts := make([]string, 0, len(*p))
 		for _, k := range slices.Sorted(maps.Keys(*p)) {
-			texts = append(texts, quote(k)+" = "+c.quoted((*p)[k]))
+			texts = append(texts, quote(string(k))+" = "+c.quoted((*p)[k]))
 		}
 		fmt.Fprintf(s.out, "%s = {%s}\n", name, strings.Join(texts, ", "))
 		return
@@ -225,7 +242,7 @@ func pairs[T any](s *section, name string, names codec[string], c codec[T], p *m
 		s.r.problem(s.key(name), v.at, "is "+v.kind.String(), `write a table such as {`+names.want+` = "…"}`)
 		return
 	}
-	m := make(map[string]T, len(v.table.order))
+	m := make(map[K]T, len(v.table.order))
 	for _, k := range v.table.order {
 		e := v.table.byName[k]
 		path := join(s.key(name), k)
@@ -236,12 +253,12 @@ func pairs[T any](s *section, name string, names codec[string], c codec[T], p *m
 			continue
 		}
 		if _, twice := m[clean]; twice {
-			s.r.problem(path, e.at, "names "+clean+" a second time", "keep one of the two")
+			s.r.problem(path, e.at, "names "+string(clean)+" a second time", "keep one of the two")
 			continue
 		}
 		if got, ok := read(s.r, path, c, e.value); ok {
 			m[clean] = got
-			s.r.at[join(s.key(name), clean)] = e.value.at
+			s.r.at[join(s.key(name), string(clean))] = e.value.at
 		}
 	}
 	*p = m

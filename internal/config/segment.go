@@ -1,6 +1,9 @@
 package config
 
-import "fmt"
+import (
+	"fmt"
+	"slices"
+)
 
 // SetAddress changes the servers' address and prefix, written 10.77.0.1/24. On
 // another network the pool becomes the one that a file gets that names no
@@ -11,11 +14,13 @@ func (s *Segment) SetAddress(text string) error {
 	if err != nil {
 		return fmt.Errorf("%q %w: write %s", text, err, serverAddress.want)
 	}
-	if address.Masked() != s.Address.Masked() {
+	contains := func(r Range) bool { return r.Contains(address.Addr()) }
+	if s.Address.IsValid() && address.Masked() != s.Address.Masked() {
 		s.Exclude = nil
-		s.Pool = derivePool(address)
-	} else if s.Pool.Contains(address.Addr()) {
-		s.Pool = derivePool(address)
+		s.Pool = nil
+	}
+	if s.Pool == nil || slices.ContainsFunc(s.Pool, contains) {
+		s.Pool = []Range{derivePool(address)}
 	}
 	s.Address = address
 	return nil
