@@ -422,7 +422,7 @@ func FuzzRange(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if n, _ := strconv.Atoi(res.Header.Get("Content-Length")); n != len(body) {
+		if n, _ := strconv.Atoi(res.Header.Get("Content-Length")); n != len(body) && res.StatusCode != 416 { // net/http adds that one's
 			t.Errorf("%q: Content-Length %d of %d", ranges, n, len(body))
 		}
 		var from, to, size int
