@@ -186,7 +186,11 @@ func (s *Server) serveScript(w http.ResponseWriter, r *http.Request, mac boot.MA
 	client := s.cfg.Client(mac)
 	client.MAC = mac // whatever is known of it
 	m, p, _ := s.inventory().Lookup(client)
-	text, err := s.script(asker{client: client, machine: m, profile: p, addr: clientOf(r), url: s.url})
+	a := asker{client: client, machine: m, profile: p, addr: clientOf(r), url: s.url}
+	if r.TLS != nil {
+		a.url = s.secureURL
+	}
+	text, err := s.script(a)
 	e := timeline.Event{Machine: mac.String(), Stage: timeline.Script, Detail: p.Name}
 	switch {
 	case err != nil:

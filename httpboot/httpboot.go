@@ -5,6 +5,7 @@ package httpboot
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -12,7 +13,6 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -24,8 +24,11 @@ import (
 	"github.com/every-channel/ecboot/internal/timeline"
 )
 
-// DefaultPort is where firmware and iPXE expect an HTTP server.
-const DefaultPort = 80
+// Where firmware and iPXE expect an HTTP server and an HTTPS server.
+const (
+	DefaultPort    = 80
+	DefaultTLSPort = 443
+)
 
 // Limits for clients that are slow, broken or hostile.
 const (
@@ -43,6 +46,11 @@ type Config struct {
 	Addr      netip.Addr // address to serve on; the scripts' URLs have it too
 	Interface string     // serve on this link only; empty: wherever Addr is reached
 	Port      uint16     // 0 means DefaultPort
+
+	// Certificate has everything served over HTTPS too; nil: over HTTP only.
+	// A script that was fetched so loads its files so.
+	Certificate *tls.Certificate
+	TLSPort     uint16 // 0 means DefaultTLSPort
 
 	// Inventory returns what is known of machines; it is called for every
 	// request. nil means that nothing is known.
@@ -71,7 +79,7 @@ type Config struct {
 // Server answers on one address.
 type Server struct {
 	cfg       Config
-	listener  net.Listener
+	listeners []net.Listener
 	admission *admission
 	http      *http.Server
 	digests   *digests
@@ -87,7 +95,7 @@ func New(cfg Config) (*Server, error) {
 		return nil, fmt.Errorf("HTTP on %s: give the address to serve on, such as 10.77.0.1", cfg.Addr)
 	}
 	s := newServer(cfg)
-	if err := s.listen(); err != nil {
+	if err := s.listenAll(); err != nil {
 		return nil, err
 	}
 	s.http = &http.Server{
@@ -108,6 +116,9 @@ func New(cfg Config) (*Server, error) {
 func newServer(cfg Config) *Server {
 	if cfg.Port == 0 {
 		cfg.Port = DefaultPort
+	}
+	if cfg.TLSPort == 0 {
+		cfg.TLSPort = DefaultTLSPort
 	}
 	if cfg.Inventory == nil {
 		empty := &boot.Inventory{}
@@ -135,26 +146,62 @@ func newServer(cfg Config) *Server {
 	return s
 }
 
-func (s *Server) listen() error {
-	at := netip.AddrPortFrom(s.cfg.Addr, s.cfg.Port)
+func (s *Server) listenAll() error {
+	plain, err := s.listen("HTTP", s.cfg.Port)
+	if err != nil {
+		return err
+	}
+	s.listeners = []net.Listener{plain}
+	if s.cfg.Certificate == nil {
+		return nil
+	}
+	secure, err := s.listen("HTTPS", s.cfg.TLSPort)
+	if err != nil {
+		plain.Close()
+		return err
+	}
+	s.listeners = append(s.listeners, tls.NewListener(secure, tlsConfig(*s.cfg.Certificate)))
+	return nil
+}
+
+func (s *Server) listen(protocol string, port uint16) (net.Listener, error) {
+	at := netip.AddrPortFrom(s.cfg.Addr, port)
 	lc := net.ListenConfig{Control: s.bindToDevice}
 	// Go would prefer multipath TCP, which old kernels do not tie to a device.
 	lc.SetMultipathTCP(false)
 	l, err := lc.Listen(context.Background(), "tcp", at.String())
 	switch {
 	case errors.Is(err, unix.EADDRINUSE):
-		return fmt.Errorf("HTTP cannot have TCP port %d of %s: another program holds it; 'ss -tlpn sport = :%[1]d' names it", s.cfg.Port, s.cfg.Addr)
+		return nil, fmt.Errorf("%s cannot have TCP port %d of %s: another program holds it; 'ss -tlpn sport = :%[2]d' names it", protocol, port, s.cfg.Addr)
 	case errors.Is(err, unix.EADDRNOTAVAIL):
-		return fmt.Errorf("HTTP on %s: this machine does not have that address", at)
+		return nil, fmt.Errorf("%s on %s: this machine does not have that address", protocol, at)
 	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
-		return fmt.Errorf("HTTP on %s: %w: ports below 1024 need root or CAP_NET_BIND_SERVICE", at, err)
+		return nil, fmt.Errorf("%s on %s: %w: ports below 1024 need root or CAP_NET_BIND_SERVICE", protocol, at, err)
 	case errors.Is(err, unix.ENODEV):
-		return fmt.Errorf("HTTP on %s: no such network interface", s.cfg.Interface)
+		return nil, fmt.Errorf("%s on %s: no such network interface", protocol, s.cfg.Interface)
 	case err != nil:
-		return fmt.Errorf("HTTP on %s: %w", at, err)
+		return nil, fmt.Errorf("%s on %s: %w", protocol, at, err)
 	}
-	s.listener = listener{l, s.admission}
-	return nil
+	return listener{l, s.admission}, nil
+}
+
+// tlsConfig speaks TLS 1.2 as iPXE does too: those of 2022 and earlier have no
+// key exchange but that of RSA (https://ipxe.org/crypto). Go prefers the others
+// whatever the order.
+func tlsConfig(cert tls.Certificate) *tls.Config {
+	suites := []uint16{
+		tls.TLS_RSA_WITH_AES_128_GCM_SHA256, tls.TLS_RSA_WITH_AES_256_GCM_SHA384,
+		tls.TLS_RSA_WITH_AES_128_CBC_SHA, tls.TLS_RSA_WITH_AES_256_CBC_SHA,
+	}
+	for _, suite := range tls.CipherSuites() {
+		suites = append(suites, suite.ID)
+	}
+	return &tls.Config{
+		Certificates: []tls.Certificate{cert},
+		MinVersion:   tls.VersionTLS12,
+		CipherSuites: suites,
+		NextProtos:   []string{"http/1.1"},
+	}
 }
 
 func (s *Server) bindToDevice(_, _ string, c syscall.RawConn) error {
@@ -194,14 +241,18 @@ func (s *Server) Run(ctx context.Context) error {
 		}
 		s.admission.close()
 	})
-	defer s.listener.Close()
-	var digesting sync.WaitGroup
-	defer digesting.Wait()
+	var group sync.WaitGroup
+	defer group.Wait()
 	digestCtx, stopDigesting := context.WithCancel(ctx)
 	defer stopDigesting()
-	digesting.Go(func() { s.digestFiles(digestCtx) })
+	group.Go(func() { s.digestFiles(digestCtx) })
+	served := make(chan error, len(s.listeners))
+	for _, l := range s.listeners {
+		defer l.Close()
+		group.Go(func() { served <- s.http.Serve(l) })
+	}
 	close(s.ready)
-	err := s.http.Serve(s.listener)
+	err := <-served
 	if cancel() {
 		return err
 	}
@@ -230,13 +281,20 @@ func (s *Server) Refusals() Refusals {
 	return Refusals{Denied: s.denied.Total(), Crowded: s.crowded.Total()}
 }
 
-// url returns the URL of an absolute path on this server.
+// url returns the HTTP URL of an absolute path on this server.
 func (s *Server) url(path string) string {
-	host := s.host()
 	if s.cfg.Port != DefaultPort {
-		host += ":" + strconv.Itoa(int(s.cfg.Port))
+		return fmt.Sprintf("http://%s:%d%s", s.host(), s.cfg.Port, path)
 	}
-	return "http://" + host + path
+	return "http://" + s.host() + path
+}
+
+// secureURL returns the HTTPS URL.
+func (s *Server) secureURL(path string) string {
+	if s.cfg.TLSPort != DefaultTLSPort {
+		return fmt.Sprintf("https://%s:%d%s", s.host(), s.cfg.TLSPort, path)
+	}
+	return "https://" + s.host() + path
 }
 
 // host is the server in URLs, an address: a machine that boots may have no DNS.
