@@ -24,7 +24,7 @@ func (h *Handler) DecideBoot(req *dhcpv4.DHCPv4, from netip.Addr, now time.Time)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	// Only to addresses of ours: a source is easily forged.
-	if req.MessageType() != dhcpv4.MessageTypeRequest || !assignable(from, h.cfg.Server) {
+	if req.MessageType() != dhcpv4.MessageTypeRequest || !assignable(from, h.prefix) {
 		return Decision{}
 	}
 	q := h.read(req, now)
@@ -59,7 +59,7 @@ func (s *Server) receiveBoot(ctx context.Context) error {
 		if req == nil {
 			continue
 		}
-		d := s.handler.DecideBoot(req, peer.(*net.UDPAddr).AddrPort().Addr().Unmap(), now)
+		d := s.networks.DecideBoot(req, peer.(*net.UDPAddr).AddrPort().Addr().Unmap(), now)
 		s.note(d)
 		if d.Reply != nil {
 			_, err := s.boot.WriteTo(d.Reply.Packet.ToBytes(), cm, peer)

@@ -15,15 +15,12 @@ import (
 // otherwise.
 const DefaultLeaseTime = time.Hour
 
-// Config is what a Server needs to know. Interface (for the sockets only) and
-// Server are required; the zero value of everything else is useful.
-type Config struct {
+// Network is one IP network and what its machines are given. The zero Network
+// has no addresses to give and knows no machine.
+type Network struct {
 	Mode      Mode
-	Interface string       // the segment's link, such as ecbr0
-	Server    netip.Prefix // the server's own IPv4 address there, with the prefix length
-	Pool      Pool         // zero: only machines with a reserved address get one
+	Pool      Pool // zero: only machines with a reserved address get one
 	LeaseTime time.Duration
-	HTTPPort  uint16 // of the HTTP server at Server's address; 0 means 80
 
 	Router netip.Addr // option 3; zero: none
 	DNS    []netip.Addr
@@ -42,6 +39,17 @@ type Config struct {
 	// so at once (DHCPNAK) even if nothing is known of it, instead of waiting
 	// until it gives up.
 	Authoritative bool
+}
+
+// Config is what a Server needs to know. Interface (for the sockets only) and
+// Server are required; the zero value of everything else is useful.
+type Config struct {
+	Interface string       // the segment's link, such as ecbr0
+	Server    netip.Prefix // the server's own IPv4 address there, with the prefix length
+	HTTPPort  uint16       // of the HTTP server at Server's address; 0 means 80
+
+	Network          // of Interface
+	Relayed []Subnet // networks from which relay agents pass requests on
 
 	Store    LeaseStore // nil: leases end with the process
 	Timeline *timeline.Recorder
@@ -54,7 +62,52 @@ func (c Config) withDefaults() (Config, error) {
 	if !c.Server.Addr().Is4() {
 		return c, fmt.Errorf("DHCP server address %s: give an IPv4 address with its prefix length, such as 10.77.0.1/24", c.Server)
 	}
-	if err := c.Pool.check(c.Server); err != nil {
+	var err error
+	if c.Network, err = c.Network.withDefaults(c.Server); err != nil {
+		return c, err
+	}
+	if c.Relayed, err = c.relayed(); err != nil {
+		return c, err
+	}
+	if c.Store == nil {
+		c.Store = NewMemoryStore()
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	return c, nil
+}
+
+// relayed checks the networks behind relays and fills in their defaults. They
+// must not overlap: an address says whose matter a request is.
+func (c Config) relayed() ([]Subnet, error) {
+	prefixes := []netip.Prefix{c.Server}
+	var list []Subnet
+	for _, s := range c.Relayed {
+		if !s.Relay.Addr().Is4() {
+			return nil, fmt.Errorf("relay address %s: give an IPv4 address with its prefix length, such as 10.78.0.1/24", s.Relay)
+		}
+		for _, p := range prefixes {
+			if p.Overlaps(s.Relay) {
+				return nil, fmt.Errorf("the network %s behind a relay overlaps with %s", s.Relay.Masked(), p.Masked())
+			}
+		}
+		prefixes = append(prefixes, s.Relay)
+		var err error
+		if s.Network, err = s.Network.withDefaults(s.Relay); err != nil {
+			return nil, err
+		}
+		list = append(list, s)
+	}
+	return list, nil
+}
+
+// withDefaults checks what a network of this prefix gives and fills in the rest.
+func (c Network) withDefaults(prefix netip.Prefix) (Network, error) {
+	if err := c.Pool.check(prefix); err != nil {
 		return c, err
 	}
 	if c.LeaseTime < 0 || c.LeaseTime/time.Second >= 1<<32-1 {
@@ -66,15 +119,6 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Inventory == nil {
 		empty := &boot.Inventory{}
 		c.Inventory = func() *boot.Inventory { return empty }
-	}
-	if c.Store == nil {
-		c.Store = NewMemoryStore()
-	}
-	if c.Logger == nil {
-		c.Logger = slog.New(slog.DiscardHandler)
-	}
-	if c.Now == nil {
-		c.Now = time.Now
 	}
 	return c, nil
 }

@@ -3,7 +3,6 @@ package dhcpd
 import (
 	"fmt"
 	"net/netip"
-	"slices"
 	"sync"
 	"time"
 
@@ -23,11 +22,12 @@ const (
 	declineTime = 10 * time.Minute
 )
 
-// Handler decides what a request is answered. It does no I/O and reads no
-// clock; what it remembers are addresses and the boot programs it handed out.
-// All methods may be called at the same time.
+// Handler decides what the requests of one network are answered. It does no I/O
+// and reads no clock; what it remembers are addresses and the boot programs it
+// handed out. All methods may be called at the same time.
 type Handler struct {
-	cfg Config
+	cfg    Config
+	prefix netip.Prefix // the network, with the address in it that is the server's or the relay's
 
 	mu       sync.Mutex
 	table    *table
@@ -37,22 +37,20 @@ type Handler struct {
 	inv      *boot.Inventory
 	reserved map[netip.Addr]bool // in inv
 
-	exhausted, relayed nuisance.Counter
+	exhausted nuisance.Counter
 }
 
-// NewHandler returns a Handler that goes on with these leases.
-func NewHandler(cfg Config, leases []Lease) (*Handler, error) {
-	cfg, err := cfg.withDefaults()
-	if err != nil {
-		return nil, err
-	}
+// makeHandler returns a Handler for cfg.Network that goes on with these leases.
+// The configuration has its defaults.
+func makeHandler(cfg Config, prefix netip.Prefix, leases []Lease) *Handler {
 	return &Handler{
 		cfg:     cfg,
-		table:   newTable(cfg.Server, cfg.Pool, leases),
+		prefix:  prefix,
+		table:   newTable(prefix, cfg.Pool, leases),
 		chains:  chains{newRecent[chain](bootLife)},
 		ipxe:    newRecent[struct{}](bootLife),
 		refused: newRecent[string](24 * time.Hour),
-	}, nil
+	}
 }
 
 // Decision is what follows from a request. The zero Decision is silence.
@@ -69,7 +67,7 @@ type Decision struct {
 	// Warn is a line for the log, empty for most.
 	Warn string
 
-	before Lease // of Commit's address, for undo
+	before Lease // of Commit's address, for networks.undo
 }
 
 // query is a request together with what is known about who sent it.
@@ -88,7 +86,8 @@ type options dhcpv4.Options
 
 func (o options) Get(code uint8) []byte { return o[code] }
 
-// Decide decides what a request on port 67 is answered. Requests that are none,
+// Decide decides what a request on port 67 is answered. Its giaddr is 0 or a
+// relay that is trusted (networks.find). Requests that are none,
 // or not for us, are met with silence: plain BOOTP (no option 53), other link
 // types than Ethernet, replies, and machines that Config.AnswerUnknown leaves
 // out.
@@ -98,16 +97,6 @@ func (h *Handler) Decide(req *dhcpv4.DHCPv4, now time.Time) Decision {
 	q := h.read(req, now)
 	if q == nil {
 		return Decision{}
-	}
-	if relay := addr(req.GatewayIPAddr); !relay.IsUnspecified() && !h.cfg.Server.Contains(relay) {
-		// RFC 2131 §4.3.1: the address must be of the relay's segment,
-		// and of that we have none. It also keeps anybody from aiming
-		// our replies at strangers.
-		d := Decision{}
-		if _, say := h.relayed.Note(now); say {
-			d.Warn = fmt.Sprintf("relay %s is not on %s: requests that it passes on are not answered", relay, h.cfg.Server.Masked())
-		}
-		return d
 	}
 	if h.cfg.Mode == ModeProxy {
 		return h.proxy(q)
@@ -164,7 +153,7 @@ func (h *Handler) inventory() *boot.Inventory {
 // none, or one that is no host address of this segment.
 func (h *Handler) fixed(m boot.Machine) netip.Addr {
 	a, err := netip.ParseAddr(m.Addr)
-	if err != nil || !assignable(a, h.cfg.Server) {
+	if err != nil || !assignable(a, h.prefix) {
 		return netip.Addr{}
 	}
 	return a
@@ -218,7 +207,7 @@ const (
 // explains a wrong one.
 func (h *Handler) judge(q *query, a netip.Addr) (v verdict, why string) {
 	switch {
-	case !h.cfg.Server.Contains(a):
+	case !h.prefix.Contains(a):
 		return wrong, "not on this segment"
 	case h.elsewhere(q, a):
 		return wrong, "reserved for another machine"
@@ -297,15 +286,11 @@ func (h *Handler) bind(d *Decision, q *query, a netip.Addr) {
 	h.grant(d, q, dhcpv4.MessageTypeAck, a)
 }
 
-// undo takes back leases that could not be stored: no ACK left for them.
-func (h *Handler) undo(group []pending) {
+// restore puts a lease back as it was.
+func (h *Handler) restore(l Lease) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for _, d := range slices.Backward(group) {
-		if d.Commit != nil && d.Commit.State == Bound {
-			h.table.set(d.before)
-		}
-	}
+	h.table.set(l)
 }
 
 // decline takes an address out of use on which the client found somebody else
@@ -353,7 +338,7 @@ func (h *Handler) free(a netip.Addr, now time.Time) (Decision, error) {
 func (h *Handler) inform(q *query) Decision {
 	a := addr(q.ClientIPAddr)
 	d := Decision{Asked: q.event("inform", a.String())}
-	if assignable(a, h.cfg.Server) {
+	if assignable(a, h.prefix) {
 		h.grant(&d, q, dhcpv4.MessageTypeAck, netip.Addr{})
 	}
 	return d

@@ -44,12 +44,14 @@ func testInventory() *boot.Inventory {
 func testConfig() Config {
 	inv := testInventory()
 	return Config{
-		Server:        netip.MustParsePrefix("10.77.0.1/24"),
-		Pool:          Pool{Range: Range{ip("10.77.0.50"), ip("10.77.0.250")}},
-		Inventory:     func() *boot.Inventory { return inv },
-		AnswerUnknown: true,
-		Authoritative: true,
-		Now:           func() time.Time { return t0 },
+		Server: netip.MustParsePrefix("10.77.0.1/24"),
+		Network: Network{
+			Pool:          Pool{Range: Range{ip("10.77.0.50"), ip("10.77.0.250")}},
+			Inventory:     func() *boot.Inventory { return inv },
+			AnswerUnknown: true,
+			Authoritative: true,
+		},
+		Now: func() time.Time { return t0 },
 	}
 }
 
@@ -57,11 +59,16 @@ func ip(s string) netip.Addr { return netip.MustParseAddr(s) }
 
 func newHandler(t testing.TB, cfg Config, leases ...Lease) *Handler {
 	t.Helper()
-	h, err := NewHandler(cfg, leases)
+	return testNetworks(t, cfg, leases...).handlers[0]
+}
+
+func testNetworks(t testing.TB, cfg Config, leases ...Lease) *networks {
+	t.Helper()
+	cfg, err := cfg.withDefaults()
 	if err != nil {
 		t.Fatal(err)
 	}
-	return h
+	return newNetworks(cfg, leases)
 }
 
 // ask makes a request as a client would. Options are written as code and text.
@@ -269,8 +276,8 @@ func TestDecide(t *testing.T) {
 			if tt.cfg != nil {
 				cfg = *tt.cfg
 			}
-			h := newHandler(t, cfg, tt.leases...)
-			if got := h.Decide(tt.ask.packet(), t0).String(); got != tt.want {
+			n := testNetworks(t, cfg, tt.leases...)
+			if got := n.Decide(tt.ask.packet(), t0).String(); got != tt.want {
 				t.Errorf("got  %s\nwant %s", got, tt.want)
 			}
 		})
@@ -478,7 +485,7 @@ func TestBadConfig(t *testing.T) {
 	} {
 		cfg := testConfig()
 		change(&cfg)
-		if _, err := NewHandler(cfg, nil); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := cfg.withDefaults(); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want %s", err, want)
 		}
 	}
@@ -555,9 +562,9 @@ func FuzzReply(f *testing.F) {
 		if err != nil {
 			return
 		}
-		h := newHandler(t, fullConfig())
+		n := testNetworks(t, relayedConfig())
 		for range 2 {
-			d := h.Decide(req, t0)
+			d := n.Decide(req, t0)
 			if d.Reply == nil {
 				continue
 			}
@@ -580,8 +587,8 @@ func FuzzReply(f *testing.F) {
 			default:
 				t.Errorf("the reply is a %s", reply.MessageType())
 			}
-			if d.Reply.Way != ToAll && !h.cfg.Server.Contains(d.Reply.To) {
-				t.Errorf("the reply leaves the segment: %s", d)
+			if _, ours := n.at(d.Reply.To); d.Reply.Way != ToAll && !ours {
+				t.Errorf("the reply leaves our networks: %s", d)
 			}
 		}
 	})

@@ -119,7 +119,7 @@ func (s *Server) store(group []pending) []Decision {
 	if err != nil {
 		s.deciding.Lock()
 		group = append(group, s.outbox.rest()...)
-		s.handler.undo(group)
+		s.networks.undo(group)
 		s.deciding.Unlock()
 		if n, say := s.storeFailed.Note(s.cfg.Now()); say {
 			s.cfg.Logger.Error("leases cannot be stored, so none are given", "error", err, "so far", n)
@@ -143,7 +143,7 @@ func (s *Server) store(group []pending) []Decision {
 func (s *Server) Release(a netip.Addr) error {
 	done := make(chan error, 1)
 	s.deciding.Lock()
-	d, err := s.handler.free(a, s.cfg.Now())
+	d, err := s.networks.free(a, s.cfg.Now())
 	if err == nil && !s.outbox.put(pending{d, done}) {
 		err = errEnded
 	}

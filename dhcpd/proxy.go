@@ -53,7 +53,7 @@ func (h *Handler) point(q *query, mt dhcpv4.MessageType, asked timeline.Event) D
 	switch relay, ciaddr := addr(q.GatewayIPAddr), addr(q.ClientIPAddr); {
 	case !relay.IsUnspecified():
 		d.Reply.Way, d.Reply.To = ToRelay, relay
-	case mt == dhcpv4.MessageTypeAck && assignable(ciaddr, h.cfg.Server):
+	case mt == dhcpv4.MessageTypeAck && assignable(ciaddr, h.prefix):
 		p.ClientIPAddr = q.ClientIPAddr
 		d.Reply.Way, d.Reply.To = ToClient, ciaddr
 	default:

@@ -164,10 +164,10 @@ func (h *Handler) reply(q *query, mt dhcpv4.MessageType) *dhcpv4.DHCPv4 {
 	}
 	p.UpdateOption(dhcpv4.OptMessageType(mt))
 	p.UpdateOption(dhcpv4.OptServerIdentifier(h.cfg.Server.Addr().AsSlice()))
-	// RFC 6842 §3 and RFC 3046 §2.2: MUST be echoed, NAKs included. PXE
+	// RFC 6842 §3, RFC 3046 §2.2, RFC 3011: MUST be echoed, NAKs included. PXE
 	// clients want their UUID back (RFC 4578 §2.3). Nobody may fill our reply
 	// with what the decoder put together from many options of one code.
-	for _, code := range []dhcpv4.OptionCode{dhcpv4.OptionClientIdentifier, dhcpv4.OptionRelayAgentInformation, dhcpv4.OptionClientMachineIdentifier} {
+	for _, code := range []dhcpv4.OptionCode{dhcpv4.OptionClientIdentifier, dhcpv4.OptionRelayAgentInformation, dhcpv4.OptionSubnetSelection, dhcpv4.OptionClientMachineIdentifier} {
 		if b := q.Options.Get(code); len(b) > 0 && len(b) <= maxOption {
 			set(p, code, b)
 		}
@@ -178,14 +178,13 @@ func (h *Handler) reply(q *query, mt dhcpv4.MessageType) *dhcpv4.DHCPv4 {
 // network adds the parameters of the segment: always those without which a
 // client cannot talk, the others when they are asked for.
 func (h *Handler) network(p *dhcpv4.DHCPv4, q *query) {
-	server := h.cfg.Server
-	p.UpdateOption(dhcpv4.OptSubnetMask(net.CIDRMask(server.Bits(), 32)))
+	p.UpdateOption(dhcpv4.OptSubnetMask(net.CIDRMask(h.prefix.Bits(), 32)))
 	if h.cfg.Router.IsValid() {
 		set(p, dhcpv4.OptionRouter, h.cfg.Router.AsSlice())
 	}
 	setAddrs(p, dhcpv4.OptionDomainNameServer, h.cfg.DNS)
-	if q.wants(dhcpv4.OptionBroadcastAddress) && server.Bits() < 31 {
-		set(p, dhcpv4.OptionBroadcastAddress, broadcast(server).AsSlice())
+	if q.wants(dhcpv4.OptionBroadcastAddress) && h.prefix.Bits() < 31 {
+		set(p, dhcpv4.OptionBroadcastAddress, broadcast(h.prefix).AsSlice())
 	}
 	if q.wants(dhcpv4.OptionHostName) {
 		setString(p, dhcpv4.OptionHostName, q.machine.Name)

@@ -32,13 +32,13 @@ const (
 // promises a lease waits in the outbox until the lease is durable, and does not
 // keep the next requests waiting.
 type Server struct {
-	cfg     Config
-	handler *Handler
-	udp     *ipv4.PacketConn
-	boot    *ipv4.PacketConn // port 4011
-	raw     *packet.Conn
-	ifindex int
-	ready   chan struct{}
+	cfg      Config
+	networks *networks
+	udp      *ipv4.PacketConn
+	boot     *ipv4.PacketConn // port 4011
+	raw      *packet.Conn
+	ifindex  int
+	ready    chan struct{}
 
 	// deciding is held from a decision until it is in the outbox, so that
 	// what is decided on top of a lease always comes after it.
@@ -54,11 +54,7 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	h, err := NewHandler(cfg, cfg.Store.Leases())
-	if err != nil {
-		return nil, err
-	}
-	s := newServer(cfg, h)
+	s := newServer(cfg)
 	link, err := net.InterfaceByName(cfg.Interface)
 	if err != nil {
 		return nil, fmt.Errorf("DHCP on %s: no such network interface", cfg.Interface)
@@ -79,8 +75,8 @@ func New(cfg Config) (*Server, error) {
 	return s, nil
 }
 
-func newServer(cfg Config, h *Handler) *Server {
-	return &Server{cfg: cfg, handler: h, ready: make(chan struct{}), outbox: newOutbox()}
+func newServer(cfg Config) *Server {
+	return &Server{cfg: cfg, networks: newNetworks(cfg, cfg.Store.Leases()), ready: make(chan struct{}), outbox: newOutbox()}
 }
 
 // String names the server.
@@ -140,7 +136,7 @@ func (s *Server) decide(b []byte, out replies) {
 	if req == nil {
 		return
 	}
-	d := s.handler.Decide(req, now)
+	d := s.networks.Decide(req, now)
 	s.note(d)
 	switch {
 	case d.Commit != nil:
@@ -182,7 +178,7 @@ func (s *Server) record(e timeline.Event) {
 // Who returns the MAC of the machine to which an address is leased or offered,
 // empty when there is none.
 func (s *Server) Who(a netip.Addr) string {
-	if mac, ok := s.handler.Who(a, s.cfg.Now()); ok {
+	if mac, ok := s.networks.Who(a, s.cfg.Now()); ok {
 		return mac.String()
 	}
 	return ""
@@ -190,24 +186,26 @@ func (s *Server) Who(a netip.Addr) string {
 
 // SeenIPXE reports whether a machine asked for an address as iPXE in the last
 // five minutes.
-func (s *Server) SeenIPXE(mac boot.MAC) bool { return s.handler.SeenIPXE(mac, s.cfg.Now()) }
+func (s *Server) SeenIPXE(mac boot.MAC) bool { return s.networks.SeenIPXE(mac, s.cfg.Now()) }
 
 // Leases returns the last state of each address that was ever leased, sorted
 // by address. Offers are not among them.
-func (s *Server) Leases() []Lease { return s.handler.leases() }
+func (s *Server) Leases() []Lease { return s.networks.leases() }
 
 // Counters is how often something happened, since the start, that should not.
 type Counters struct {
-	Malformed   uint64 // packets that are no DHCP messages
-	StoreFailed uint64 // times that leases could not be stored
-	SendFailed  uint64 // replies that the kernel did not take
+	Malformed    uint64 // packets that are no DHCP messages
+	StrangeRelay uint64 // requests that came through a relay of no network of ours
+	StoreFailed  uint64 // times that leases could not be stored
+	SendFailed   uint64 // replies that the kernel did not take
 }
 
 // Counters returns the counters of this moment.
 func (s *Server) Counters() Counters {
 	return Counters{
-		Malformed:   s.malformed.Total(),
-		StoreFailed: s.storeFailed.Total(),
-		SendFailed:  s.sendFailed.Total(),
+		Malformed:    s.malformed.Total(),
+		StrangeRelay: s.networks.strange.Total(),
+		StoreFailed:  s.storeFailed.Total(),
+		SendFailed:   s.sendFailed.Total(),
 	}
 }

@@ -35,7 +35,7 @@ func offlineServer(t *testing.T, cfg Config) *Server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return newServer(cfg, newHandler(t, cfg, cfg.Store.Leases()...))
+	return newServer(cfg)
 }
 
 // collected is what would be sent.

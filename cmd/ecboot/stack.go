@@ -138,21 +138,24 @@ func (s *stack) serveDHCP(cfg stackConfig, one *segment) (err error) {
 		return err
 	}
 	one.dhcp, err = dhcpd.New(dhcpd.Config{
-		Interface:     one.lan.Interface(),
-		Server:        one.Address,
-		Pool:          pool(one.Segment),
-		LeaseTime:     one.LeaseTime,
-		HTTPPort:      cfg.Server.HTTPPort,
-		Router:        one.Router,
-		DNS:           one.DNS,
-		NTP:           one.NTP,
-		Domain:        one.Domain,
-		Inventory:     one.inventory.Load,
-		AnswerUnknown: one.Policy() != config.PolicyIgnore,
-		Authoritative: one.Private(),
-		Store:         one.leases,
-		Timeline:      s.timeline,
-		Logger:        cfg.Log,
+		Interface: one.lan.Interface(),
+		Server:    one.Address,
+		HTTPPort:  cfg.Server.HTTPPort,
+		Network: dhcpd.Network{
+			Mode:          dhcpMode[one.Mode],
+			Pool:          pool(one.Segment),
+			LeaseTime:     one.LeaseTime,
+			Router:        one.Router,
+			DNS:           one.DNS,
+			NTP:           one.NTP,
+			Domain:        one.Domain,
+			Inventory:     one.inventory.Load,
+			AnswerUnknown: one.Policy() != config.PolicyIgnore,
+			Authoritative: one.Private(),
+		},
+		Store:    one.leases,
+		Timeline: s.timeline,
+		Logger:   cfg.Log,
 	})
 	if err != nil {
 		return err
@@ -172,6 +175,9 @@ func (s *stack) serveDHCP(cfg stackConfig, one *segment) (err error) {
 	s.tasks = append(s.tasks, advertiser)
 	return nil
 }
+
+// dhcpMode has every mode in which there is a DHCP server.
+var dhcpMode = map[config.Mode]dhcpd.Mode{config.ModeServer: dhcpd.ModeServer, config.ModeProxy: dhcpd.ModeProxy}
 
 // who names the machine that has an address: by the DHCP server, which may not
 // have given it out, or else by the kernel, to which the machine has just
