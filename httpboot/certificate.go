@@ -35,7 +35,8 @@ var notBefore = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
 // ca.pem, with its key, and in ca.crt, without, for those who build an iPXE.
 // What is missing is made; the certificate is replaced when it is for other
 // addresses, of another CA, or near its end. All keys are RSA: iPXE knows no
-// others.
+// others. The certificate comes with the CA's behind it, because an iPXE that
+// trusts a CA has only its fingerprint.
 func LoadOrMakeCertificate(dir string, addr netip.Addr) (cert tls.Certificate, caPEM []byte, err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return cert, nil, fmt.Errorf("certificates: %w", err)
@@ -52,7 +53,7 @@ func LoadOrMakeCertificate(dir string, addr netip.Addr) (cert tls.Certificate, c
 	cert, err = loadPair(path)
 	switch {
 	case err == nil && serves(cert, ca, addr):
-		return cert, caPEM, nil
+		return withCA(cert, ca), caPEM, nil
 	case err != nil && !errors.Is(err, fs.ErrNotExist):
 		return cert, nil, err
 	}
@@ -63,7 +64,12 @@ func LoadOrMakeCertificate(dir string, addr netip.Addr) (cert tls.Certificate, c
 	if err := replaceFile(path, encodePair(cert), 0o600); err != nil {
 		return cert, nil, fmt.Errorf("certificates: %w", err)
 	}
-	return cert, caPEM, nil
+	return withCA(cert, ca), caPEM, nil
+}
+
+func withCA(cert, ca tls.Certificate) tls.Certificate {
+	cert.Certificate = append(cert.Certificate[:1:1], ca.Leaf.Raw)
+	return cert
 }
 
 // loadOrMakeCA never replaces a CA: there are machines that trust it.

@@ -32,6 +32,9 @@ func TestCertificates(t *testing.T) {
 		if _, err := cert.Leaf.Verify(x509.VerifyOptions{DNSName: addr, Roots: roots}); err != nil {
 			t.Fatal(err)
 		}
+		if len(cert.Certificate) != 2 {
+			t.Errorf("%d certificates in the chain; iPXE needs the CA's too", len(cert.Certificate))
+		}
 		return cert, ca
 	}
 	same := func(a, b tls.Certificate) bool { return bytes.Equal(a.Certificate[0], b.Certificate[0]) }

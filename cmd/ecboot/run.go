@@ -147,7 +147,7 @@ func (f *guestFlags) launch(cmd *cobra.Command, cfg *config.Config, profile stri
 	stack, err := openStack(stackConfig{
 		Segments: []config.Segment{seg}, Server: cfg.Server, NBP: files.nbp,
 		Inventory: func(config.Segment) *boot.Inventory { return inventory },
-		LeaseFile: func(string) string { return run.file(leaseFileName) }, NoteDir: run.path, Log: log,
+		LeaseFile: func(string) string { return run.file(leaseFileName) }, NoteDir: run.path, CertificateDir: certificateDir(cfg), Log: log,
 	})
 	if err != nil {
 		return err

@@ -63,7 +63,7 @@ func serve(ctx context.Context, cfg *config.Config, segments []config.Segment, s
 	stack, err := openStack(stackConfig{
 		Segments: segments, Server: cfg.Server, NBP: files.nbp,
 		Inventory: func(seg config.Segment) *boot.Inventory { return files.inventory(cfg, seg) },
-		LeaseFile: func(segment string) string { return leaseFile(cfg, segment) }, NoteDir: run.path, Log: log,
+		LeaseFile: func(segment string) string { return leaseFile(cfg, segment) }, NoteDir: run.path, CertificateDir: certificateDir(cfg), Log: log,
 	})
 	if err != nil {
 		return err

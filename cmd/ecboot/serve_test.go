@@ -20,7 +20,7 @@ func serveConfig(t *testing.T, bridge string) (path string) {
 	t.Helper()
 	dir := t.TempDir()
 	path = filepath.Join(dir, "ecboot.toml")
-	text := fmt.Sprintf("[segment.lan]\nbridge = %q\naddress = \"10.78.0.1/24\"\nunknown = \"boot\"\n\n[server]\nstate_dir = %q\n\n"+
+	text := fmt.Sprintf("[segment.lan]\nbridge = %q\naddress = \"10.78.0.1/24\"\nunknown = \"boot\"\n\n[server]\nstate_dir = %q\nhttps_port = 443\n\n"+
 		"[[machine]]\nmac = \"02:00:00:00:00:07\"\nname = \"node7\"\naddress = \"10.78.0.7\"\n", bridge, dir)
 	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
@@ -52,6 +52,10 @@ func TestServeABridge(t *testing.T) {
 	host.Run(t, "ip", "addr", "add", "10.78.0.7/24", "dev", "eth0")
 	if script := host.Run(t, "curl", "-sf", "http://10.78.0.1/ipxe/02:00:00:00:00:07"); !strings.HasPrefix(script, "#!ipxe") {
 		t.Errorf("the script is\n%s", script)
+	}
+	ca := filepath.Join(filepath.Dir(config), "tls", "ca.crt")
+	if script := host.Run(t, "curl", "-sSf", "--cacert", ca, "https://10.78.0.1/ipxe/02:00:00:00:00:07"); !strings.Contains(script, "kernel https://10.78.0.1/") {
+		t.Errorf("the script over HTTPS is\n%s", script)
 	}
 	ecboot(t, "lease", "list", "--config", config).want(t, 0, "lan", "10.78.0.7", "02:00:00:00:00:07", "bound")
 

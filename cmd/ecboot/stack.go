@@ -55,7 +55,10 @@ type stackConfig struct {
 	NBP       fs.FS                       // boot programs
 	LeaseFile func(segment string) string // its directory is made when missing
 	NoteDir   string                      // for what must be undone after a kill, a directory per segment
-	Log       *slog.Logger
+	// CertificateDir is for the CA and the certificates of HTTPS, if there is
+	// to be HTTPS and no certificate is given.
+	CertificateDir string
+	Log            *slog.Logger
 }
 
 // openStack opens the segments and binds every server, so that whatever is in
@@ -116,8 +119,13 @@ func (s *stack) open(cfg stackConfig, seg config.Segment) (err error) {
 	}
 	s.tasks = append(s.tasks, tftp)
 
+	certificate, err := cfg.certificate(address.Addr())
+	if err != nil {
+		return err
+	}
 	http, err := httpboot.New(httpboot.Config{
 		Addr: address.Addr(), Interface: iface, Port: cfg.Server.HTTPPort, Inventory: one.inventory.Load,
+		Certificate: certificate, TLSPort: cfg.Server.HTTPSPort,
 		Files: func(netip.Addr) fs.FS { return cfg.NBP }, Allow: address.Masked().Contains,
 		Who: one.who, Timeline: s.timeline, Logger: cfg.Log,
 	})
