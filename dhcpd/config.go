@@ -15,12 +15,21 @@ import (
 // otherwise.
 const DefaultLeaseTime = time.Hour
 
+// scarceLeaseTime is enough to boot even over a slow network.
+const scarceLeaseTime = 10 * time.Minute
+
 // Network is one IP network and what its machines are given. The zero Network
 // has no addresses to give and knows no machine.
 type Network struct {
 	Mode      Mode
 	Pool      Pool // zero: only machines with a reserved address get one
 	LeaseTime time.Duration
+	// BootLeaseTime is for boot programs: firmware and iPXE. What they boot
+	// asks again and gets LeaseTime; a system that does not ask must be up and
+	// answer probes by then. 0 means LeaseTime as long as a quarter of the
+	// pool is free, and then at most ten minutes. Reserved addresses have
+	// LeaseTime always.
+	BootLeaseTime time.Duration
 
 	Router netip.Addr // option 3; zero: none
 	DNS    []netip.Addr
@@ -50,6 +59,10 @@ type Config struct {
 
 	Network          // of Interface
 	Relayed []Subnet // networks from which relay agents pass requests on
+	// ProbeTime is how long an address of Interface's network is probed
+	// before it is offered to a client that never had it; 0 means not at
+	// all, for networks on which nobody else can be. See DefaultProbeTime.
+	ProbeTime time.Duration
 
 	Store    LeaseStore // nil: leases end with the process
 	Timeline *timeline.Recorder
@@ -110,8 +123,10 @@ func (c Network) withDefaults(prefix netip.Prefix) (Network, error) {
 	if err := c.Pool.check(prefix); err != nil {
 		return c, err
 	}
-	if c.LeaseTime < 0 || c.LeaseTime/time.Second >= 1<<32-1 {
-		return c, fmt.Errorf("lease time %s: option 51 holds at most 2^32-2 seconds", c.LeaseTime)
+	for _, d := range []time.Duration{c.LeaseTime, c.BootLeaseTime} {
+		if d < 0 || d/time.Second >= 1<<32-1 {
+			return c, fmt.Errorf("lease time %s: option 51 holds at most 2^32-2 seconds", d)
+		}
 	}
 	if c.LeaseTime == 0 {
 		c.LeaseTime = DefaultLeaseTime

@@ -2,6 +2,7 @@ package dhcpd
 
 import (
 	"fmt"
+	"hash/maphash"
 	"net/netip"
 	"sync"
 	"time"
@@ -13,14 +14,10 @@ import (
 	"github.com/insomniacslk/dhcp/iana"
 )
 
-// How long addresses are held back.
-const (
-	// offerTime is for a client that compares offers. It may come later: its
-	// offer stands until somebody else needs the address.
-	offerTime = 30 * time.Second
-	// declineTime is for an address on which a client found somebody else.
-	declineTime = 10 * time.Minute
-)
+// offerTime is how long an address is held back for a client that compares
+// offers. It may come later: its offer stands until somebody else needs the
+// address.
+const offerTime = 30 * time.Second
 
 // Handler decides what the requests of one network are answered. It does no I/O
 // and reads no clock; what it remembers are addresses and the boot programs it
@@ -29,24 +26,29 @@ type Handler struct {
 	cfg    Config
 	prefix netip.Prefix // the network, with the address in it that is the server's or the relay's
 
-	mu       sync.Mutex
-	table    *table
-	chains   chains
-	ipxe     recent[struct{}] // machines just seen as iPXE
-	refused  recent[string]   // the last Bootfile.Why that was logged
-	inv      *boot.Inventory
-	reserved map[netip.Addr]bool // in inv
+	mu      sync.Mutex
+	table   *table
+	chains  chains
+	ipxe    recent[struct{}] // machines just seen as iPXE
+	refused recent[string]   // the last Bootfile.Why that was logged
+	inv     *boot.Inventory
+	kept    int // addresses of the pool that are kept for the machines of inv
+	limit   clientLimit
+	held    quarantine
 
-	exhausted nuisance.Counter
+	exhausted, limited, conflicts, declined, accusations nuisance.Counter
 }
 
 // makeHandler returns a Handler for cfg.Network that goes on with these leases.
 // The configuration has its defaults.
 func makeHandler(cfg Config, prefix netip.Prefix, leases []Lease) *Handler {
+	table := newTable(prefix, cfg.Pool, leases)
 	return &Handler{
 		cfg:     cfg,
 		prefix:  prefix,
-		table:   newTable(prefix, cfg.Pool, leases),
+		table:   table,
+		limit:   clientLimit{seed: maphash.MakeSeed()},
+		held:    newQuarantine(table.size),
 		chains:  chains{newRecent[chain](bootLife)},
 		ipxe:    newRecent[struct{}](bootLife),
 		refused: newRecent[string](24 * time.Hour),
@@ -61,6 +63,10 @@ type Decision struct {
 	// a client believes an ACK for as long as it says, whatever becomes of
 	// the server.
 	Commit *Lease
+	// Probe is an address that Reply offers and that is new to its client:
+	// Reply leaves only when nobody has answered for it. It is invalid
+	// for most.
+	Probe netip.Addr
 	// Asked and Told are what the timeline says of the request and of the
 	// reply once it is sent; an empty Stage means nothing.
 	Asked, Told timeline.Event
@@ -76,9 +82,11 @@ type query struct {
 	now     time.Time
 	mac     boot.MAC
 	client  boot.Client
+	known   bool // the machine is in the inventory
 	machine boot.Machine
 	profile boot.Profile
-	fixed   netip.Addr // the machine's reserved address; invalid when it has none
+	fixed   netip.Addr    // the machine's reserved address; invalid when it has none
+	lease   time.Duration // for which an address is offered or acknowledged
 }
 
 // options adapts decoded options to boot.Options.
@@ -97,6 +105,13 @@ func (h *Handler) Decide(req *dhcpv4.DHCPv4, now time.Time) Decision {
 	q := h.read(req, now)
 	if q == nil {
 		return Decision{}
+	}
+	if !h.limit.allow(q.mac, now) {
+		d := Decision{}
+		if n, say := h.limited.Note(now); say {
+			d.Warn = fmt.Sprintf("%s asks more than %d times a second: the rest is not answered (so far %d requests of all clients)", q.mac, clientRate, n)
+		}
+		return d
 	}
 	if h.cfg.Mode == ModeProxy {
 		return h.proxy(q)
@@ -124,9 +139,8 @@ func (h *Handler) read(req *dhcpv4.DHCPv4, now time.Time) *query {
 		return nil
 	}
 	q := &query{DHCPv4: req, now: now, mac: mac, client: boot.Classify(mac, options(req.Options))}
-	var known bool
-	q.machine, q.profile, known = h.inventory().Lookup(q.client)
-	if !known && !h.cfg.AnswerUnknown {
+	q.machine, q.profile, q.known = h.inventory().Lookup(q.client)
+	if !q.known && !h.cfg.AnswerUnknown {
 		return nil
 	}
 	return q
@@ -139,13 +153,17 @@ func (h *Handler) inventory() *boot.Inventory {
 		return inv
 	}
 	h.inv = inv
-	h.reserved = map[netip.Addr]bool{}
+	reserved := map[netip.Addr]bool{}
+	machines := 0
 	for m := range inv.All() {
 		if a := h.fixed(m); a.IsValid() {
-			h.reserved[a] = true
+			reserved[a] = true
+		} else {
+			machines++
 		}
 	}
-	h.table.rewind()
+	h.table.reserve(reserved)
+	h.kept = min(machines, h.table.size/4)
 	return inv
 }
 
@@ -160,7 +178,7 @@ func (h *Handler) fixed(m boot.Machine) netip.Addr {
 }
 
 // elsewhere reports whether an address is reserved for another machine.
-func (h *Handler) elsewhere(q *query, a netip.Addr) bool { return h.reserved[a] && a != q.fixed }
+func (h *Handler) elsewhere(q *query, a netip.Addr) bool { return h.table.reserved[a] && a != q.fixed }
 
 // discover answers DHCPDISCOVER (RFC 2131 §4.3.1).
 func (h *Handler) discover(q *query) Decision {
@@ -171,6 +189,10 @@ func (h *Handler) discover(q *query) Decision {
 			d.Warn = fmt.Sprintf("no free address for %s: enlarge the pool or shorten the lease time", q.mac)
 		}
 		return d
+	}
+	q.lease = h.leaseTime(q, a)
+	if h.cfg.ProbeTime > 0 && h.prefix == h.cfg.Server && !h.table.tried(a, q.mac) {
+		d.Probe = a
 	}
 	if l, had := h.table.at(a); !had || l.MAC != q.mac || l.State != Bound || !l.Live(q.now) {
 		h.table.set(Lease{Addr: a, MAC: q.mac, State: Offered, Expires: ceilSecond(q.now.Add(offerTime))})
@@ -185,13 +207,35 @@ func (h *Handler) choose(q *query) (netip.Addr, bool) {
 	if q.fixed.IsValid() && !h.table.taken(q.fixed, q.mac, q.now) {
 		return q.fixed, true
 	}
-	if last, ok := h.table.last(q.mac); ok && h.table.pooled(last.Addr) && !h.elsewhere(q, last.Addr) {
+	if last, ok := h.table.last(q.mac); ok && h.table.pooled(last.Addr) {
 		return last.Addr, true
 	}
-	if a := q.requested(); h.table.pooled(a) && !h.elsewhere(q, a) && !h.table.taken(a, q.mac, q.now) {
+	if !h.spare(q) {
+		return netip.Addr{}, false
+	}
+	if a := q.requested(); h.table.pooled(a) && h.table.room(a) && !h.table.taken(a, q.mac, q.now) {
 		return a, true
 	}
-	return h.table.pick(q.now, func(a netip.Addr) bool { return h.elsewhere(q, a) })
+	return h.table.pick(q.now)
+}
+
+// spare reports whether the pool has an address for a client that has none. The
+// last ones are kept for the machines of the inventory, so that strangers,
+// whether real or made up, cannot keep these from booting.
+func (h *Handler) spare(q *query) bool { return q.known || h.table.free(q.now) > h.kept }
+
+// leaseTime is how long a client is given an address. A boot program has no use
+// for it after some minutes, and the system that it boots asks again.
+func (h *Handler) leaseTime(q *query, a netip.Addr) time.Duration {
+	switch {
+	case q.client.Kind == boot.KindOS || a == q.fixed:
+		return h.cfg.LeaseTime
+	case h.cfg.BootLeaseTime > 0:
+		return h.cfg.BootLeaseTime
+	case 4*h.table.free(q.now) < h.table.size:
+		return min(h.cfg.LeaseTime, scarceLeaseTime)
+	}
+	return h.cfg.LeaseTime
 }
 
 // verdict is what we think of an address that a client wants to use.
@@ -226,6 +270,8 @@ func (h *Handler) judge(q *query, a netip.Addr) (v verdict, why string) {
 		return right, ""
 	case ok && last.Live(q.now) && h.table.pooled(last.Addr):
 		return wrong, "this machine has another address"
+	case !h.spare(q) || !h.table.room(a):
+		return wrong, "not free"
 	}
 	return unknown, ""
 }
@@ -280,7 +326,8 @@ func (h *Handler) bind(d *Decision, q *query, a netip.Addr) {
 	if !ok || before.MAC != q.mac {
 		before = Lease{Addr: a, MAC: q.mac, State: Offered, Expires: ceilSecond(q.now.Add(offerTime))}
 	}
-	l := Lease{Addr: a, MAC: q.mac, State: Bound, Expires: ceilSecond(q.now.Add(h.cfg.LeaseTime))}
+	q.lease = h.leaseTime(q, a)
+	l := Lease{Addr: a, MAC: q.mac, State: Bound, Expires: ceilSecond(q.now.Add(q.lease))}
 	h.table.set(l)
 	d.Commit, d.before = &l, before
 	h.grant(d, q, dhcpv4.MessageTypeAck, a)
@@ -294,17 +341,69 @@ func (h *Handler) restore(l Lease) {
 }
 
 // decline takes an address out of use on which the client found somebody else
-// (RFC 2131 §4.3.3). Only who was given the address can do that.
+// (RFC 2131 §4.3.3). Only who has the address can do that, and not without end:
+// then the address counts as given back.
 func (h *Handler) decline(q *query) Decision {
 	a := q.requested()
 	d := Decision{Asked: q.event("decline", a.String())}
-	if l, ok := h.table.last(q.mac); ok && l.Addr == a && q.forUs(h.cfg.Server.Addr()) {
-		l.State, l.Expires = Declined, ceilSecond(q.now.Add(declineTime))
-		h.table.set(l)
-		d.Commit = &l
-		d.Warn = fmt.Sprintf("%s declined %s: somebody else uses this address; it is not given out for %s", q.mac, a, declineTime)
+	l, ok := h.table.last(q.mac)
+	if !ok || l.Addr != a || l.State != Bound || !q.forUs(h.cfg.Server.Addr()) {
+		return d
 	}
+	if h.held.admit(a, q.mac, q.now) {
+		l.State, l.Expires = Declined, ceilSecond(q.now.Add(quarantineTime))
+		if n, say := h.declined.Note(q.now); say {
+			d.Warn = fmt.Sprintf("%s declined %s: somebody else uses this address; it is not given out for %s (so far %d)", q.mac, a, quarantineTime, n)
+		}
+	} else {
+		l = l.released(q.now)
+		d.Warn = h.accused(q.mac, "declines", q.now)
+	}
+	h.table.set(l)
+	d.Commit = &l
 	return d
+}
+
+// conflict puts an address into quarantine for which a station answered while
+// it was being offered. The zero Decision means that the offer stands: its
+// client has taken it already, or the station answers for everything.
+func (h *Handler) conflict(offer Decision, station boot.MAC, now time.Time) (d Decision) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	l, ok := h.table.at(offer.Probe)
+	if !ok || l.State != Offered || l.MAC.String() != offer.Told.Machine {
+		return d
+	}
+	if !h.held.admit(l.Addr, station, now) {
+		d.Warn = h.accused(station, "answers for", now)
+		return d
+	}
+	if n, say := h.conflicts.Note(now); say {
+		d.Warn = fmt.Sprintf("%s is used by %s, which did not get it here: it is not given out for %s; exclude it from the pool if that is to stay (so far %d)", l.Addr, station, quarantineTime, n)
+	}
+	l.MAC, l.State, l.Expires = station, Conflict, ceilSecond(now.Add(quarantineTime))
+	h.table.set(l)
+	d.Commit = &l
+	return d
+}
+
+// accused counts what quarantine does not admit, and returns the line for the
+// log if it is time for one.
+func (h *Handler) accused(station boot.MAC, does string, now time.Time) string {
+	n, say := h.accusations.Note(now)
+	if !say {
+		return ""
+	}
+	return fmt.Sprintf("%s %s too many addresses, or too many are out of use: it is not believed any more (so far %d times)", station, does, n)
+}
+
+// silent notes that nobody answered for an address that is being offered.
+func (h *Handler) silent(a netip.Addr) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if e := h.table.entries[a]; e != nil {
+		e.silent = true
+	}
 }
 
 // release frees an address (RFC 2131 §4.3.4). The client gets it again later
@@ -366,7 +465,7 @@ func (h *Handler) Who(a netip.Addr, now time.Time) (mac boot.MAC, ok bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	l, ok := h.table.at(a.Unmap())
-	if !ok || l.State == Declined || !l.Live(now) {
+	if !ok || l.State.quarantined() || !l.Live(now) {
 		return boot.MAC{}, false
 	}
 	return l.MAC, true

@@ -354,7 +354,7 @@ func parseRecord(line []byte) (Lease, error) {
 		return Lease{}, err
 	}
 	switch l.State = State(words[2]); l.State {
-	case Bound, Released, Declined:
+	case Bound, Released, Declined, Conflict:
 	default:
 		return Lease{}, fmt.Errorf("%q is no state of a lease", words[2])
 	}

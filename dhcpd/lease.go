@@ -20,11 +20,15 @@ const (
 	Offered  State = "offered"  // held back for a client that has not taken it yet
 	Bound    State = "bound"    // acknowledged
 	Released State = "released" // given back by the client
-	Declined State = "declined" // the client found somebody else on it
+	Declined State = "declined" // its client found somebody else on it
+	Conflict State = "conflict" // somebody, the lease's MAC, answered a probe of it
 )
 
+// quarantined reports whether nobody at all gets the address until it expires.
+func (s State) quarantined() bool { return s == Declined || s == Conflict }
+
 // Lease is the last thing that happened to one address. Until Expires nobody
-// but its owner gets the address, and a declined one nobody at all. Afterwards
+// but its owner gets the address, and one in quarantine nobody at all. Afterwards
 // its last owner still gets it again as long as nobody else needs it.
 type Lease struct {
 	Addr    netip.Addr `json:"addr"`

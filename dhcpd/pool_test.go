@@ -9,15 +9,13 @@ import (
 	"github.com/every-channel/ecboot/internal/boot"
 )
 
-func free(netip.Addr) bool { return false }
-
 func TestPoolFillsUpInOrder(t *testing.T) {
 	server := netip.MustParsePrefix("10.0.0.5/29")
 	pool := Pool{Range: Range{ip("10.0.0.0"), ip("10.0.0.7")}, Exclude: []Range{{ip("10.0.0.3"), ip("10.0.0.4")}}}
 	tab := newTable(server, pool, nil)
 	var got []string
 	for i := byte(1); ; i++ {
-		a, ok := tab.pick(t0, free)
+		a, ok := tab.pick(t0)
 		if !ok {
 			break
 		}
@@ -38,23 +36,28 @@ func TestPoolReclaimsWhatIsFreeForLongest(t *testing.T) {
 		{Addr: ip("10.0.0.3"), MAC: boot.MAC{3}, State: Bound, Expires: at(-9)},
 		{Addr: ip("10.0.0.4"), MAC: boot.MAC{4}, State: Declined, Expires: at(5)},
 	})
-	if a, ok := tab.pick(at(0), free); !ok || a != ip("10.0.0.3") {
+	if a, ok := tab.pick(at(0)); !ok || a != ip("10.0.0.3") {
 		t.Errorf("got %s %v", a, ok)
 	}
 	// A reserved address is passed over, and is still there afterwards.
-	if a, ok := tab.pick(at(0), func(a netip.Addr) bool { return a == ip("10.0.0.3") }); !ok || a != ip("10.0.0.2") {
+	tab.reserve(map[netip.Addr]bool{ip("10.0.0.3"): true})
+	if a, ok := tab.pick(at(0)); !ok || a != ip("10.0.0.2") || tab.size != 3 || tab.free(at(0)) != 1 {
+		t.Errorf("got %s %v, %d of %d free", a, ok, tab.free(at(0)), tab.size)
+	}
+	tab.reserve(nil)
+	if a, ok := tab.pick(at(0)); !ok || a != ip("10.0.0.3") {
 		t.Errorf("got %s %v", a, ok)
 	}
 	tab.set(Lease{Addr: ip("10.0.0.3"), MAC: boot.MAC{5}, State: Bound, Expires: at(60)})
 	tab.set(Lease{Addr: ip("10.0.0.2"), MAC: boot.MAC{6}, State: Bound, Expires: at(60)})
-	if a, ok := tab.pick(at(0), free); ok {
+	if a, ok := tab.pick(at(0)); ok {
 		t.Errorf("%s was given though it is taken", a)
 	}
 	// Machine 3 lost its address; a quarantine ends as a lease does.
 	if l, ok := tab.last(boot.MAC{3}); ok {
 		t.Errorf("machine 3 still has %v", l)
 	}
-	if a, ok := tab.pick(at(6), free); !ok || a != ip("10.0.0.4") {
+	if a, ok := tab.pick(at(6)); !ok || a != ip("10.0.0.4") {
 		t.Errorf("got %s %v", a, ok)
 	}
 }

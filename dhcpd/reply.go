@@ -62,10 +62,9 @@ func (h *Handler) grant(d *Decision, q *query, mt dhcpv4.MessageType, yiaddr net
 	if yiaddr.IsValid() {
 		p.YourIPAddr = yiaddr.AsSlice()
 		// Clients would compute the same T1 and T2; old ones do not.
-		lease := h.cfg.LeaseTime
-		setSeconds(p, dhcpv4.OptionIPAddressLeaseTime, lease)
-		setSeconds(p, dhcpv4.OptionRenewTimeValue, lease/2)
-		setSeconds(p, dhcpv4.OptionRebindingTimeValue, lease*7/8)
+		setSeconds(p, dhcpv4.OptionIPAddressLeaseTime, q.lease)
+		setSeconds(p, dhcpv4.OptionRenewTimeValue, q.lease/2)
+		setSeconds(p, dhcpv4.OptionRebindingTimeValue, q.lease*7/8)
 	}
 	if mt == dhcpv4.MessageTypeAck {
 		p.ClientIPAddr = q.ClientIPAddr // RFC 2131 table 3

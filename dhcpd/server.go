@@ -44,6 +44,7 @@ type Server struct {
 	// what is decided on top of a lease always comes after it.
 	deciding sync.Mutex
 	outbox   *outbox
+	prober   *prober // nil when addresses are not probed
 
 	malformed, storeFailed, sendFailed nuisance.Counter
 }
@@ -60,19 +61,43 @@ func New(cfg Config) (*Server, error) {
 		return nil, fmt.Errorf("DHCP on %s: no such network interface", cfg.Interface)
 	}
 	s.ifindex = link.Index
-	if s.udp, err = listenUDP(link.Name, serverPort); err != nil {
-		return nil, err
-	}
-	if s.boot, err = listenUDP(link.Name, bootPort); err != nil {
-		s.udp.Close()
-		return nil, err
-	}
-	if s.raw, err = listenRaw(link); err != nil {
-		s.udp.Close()
-		s.boot.Close()
+	if err := s.listen(link); err != nil {
+		s.close()
 		return nil, err
 	}
 	return s, nil
+}
+
+func (s *Server) listen(link *net.Interface) (err error) {
+	if s.udp, err = listenUDP(link.Name, serverPort); err != nil {
+		return err
+	}
+	if s.boot, err = listenUDP(link.Name, bootPort); err != nil {
+		return err
+	}
+	if s.raw, err = listenRaw(link); err != nil {
+		return err
+	}
+	if s.cfg.ProbeTime > 0 && s.cfg.Mode == ModeServer {
+		s.prober, err = newProber(link, s.cfg.ProbeTime)
+	}
+	return err
+}
+
+// close closes the sockets that are open.
+func (s *Server) close() {
+	if s.udp != nil {
+		s.udp.Close()
+	}
+	if s.boot != nil {
+		s.boot.Close()
+	}
+	if s.raw != nil {
+		s.raw.Close()
+	}
+	if s.prober != nil {
+		s.prober.conn.Close()
+	}
 }
 
 func newServer(cfg Config) *Server {
@@ -88,9 +113,7 @@ func (s *Server) Ready() <-chan struct{} { return s.ready }
 // Run serves until ctx is done, then closes the sockets. What has been received
 // by then is still answered.
 func (s *Server) Run(ctx context.Context) error {
-	defer s.udp.Close()
-	defer s.boot.Close()
-	defer s.raw.Close()
+	defer s.close()
 	var committing sync.WaitGroup
 	committing.Go(s.commit)
 	defer committing.Wait()
@@ -98,6 +121,9 @@ func (s *Server) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return s.receive(ctx) })
 	group.Go(func() error { return s.receiveBoot(ctx) })
+	if s.prober != nil {
+		group.Go(func() error { return s.probe(ctx) })
+	}
 	close(s.ready)
 	return group.Wait()
 }
@@ -136,12 +162,18 @@ func (s *Server) decide(b []byte, out replies) {
 	if req == nil {
 		return
 	}
-	d := s.networks.Decide(req, now)
+	s.pass(s.networks.Decide(req, now), req, out)
+}
+
+// pass passes a decision on to where it waits, or to out.
+func (s *Server) pass(d Decision, req *dhcpv4.DHCPv4, out replies) {
 	s.note(d)
 	switch {
 	case d.Commit != nil:
 		s.outbox.put(pending{Decision: d})
-	case d.Reply != nil:
+	case d.Reply == nil:
+	case d.Probe.IsValid() && s.prober.hold(d, req):
+	default:
 		out.add(d)
 	}
 }
@@ -196,16 +228,29 @@ func (s *Server) Leases() []Lease { return s.networks.leases() }
 type Counters struct {
 	Malformed    uint64 // packets that are no DHCP messages
 	StrangeRelay uint64 // requests that came through a relay of no network of ours
+	Limited      uint64 // requests of clients that ask too often
+	Exhausted    uint64 // requests for which no address was free
+	Conflicts    uint64 // addresses on which somebody was found before they were offered
+	Declined     uint64 // addresses on which their client found somebody
+	Accusations  uint64 // conflicts and declines of stations that find somebody everywhere
 	StoreFailed  uint64 // times that leases could not be stored
 	SendFailed   uint64 // replies that the kernel did not take
 }
 
 // Counters returns the counters of this moment.
 func (s *Server) Counters() Counters {
-	return Counters{
+	c := Counters{
 		Malformed:    s.malformed.Total(),
 		StrangeRelay: s.networks.strange.Total(),
 		StoreFailed:  s.storeFailed.Total(),
 		SendFailed:   s.sendFailed.Total(),
 	}
+	for _, h := range s.networks.handlers {
+		c.Limited += h.limited.Total()
+		c.Exhausted += h.exhausted.Total()
+		c.Conflicts += h.conflicts.Total()
+		c.Declined += h.declined.Total()
+		c.Accusations += h.accusations.Total()
+	}
+	return c
 }

@@ -17,6 +17,8 @@ import (
 // cut, all machines asking at once: thousands of requests.
 const receiveBuffer = 8 << 20
 
+var broadcastMAC = net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
+
 // listenUDP opens a server's port on one interface. It is not bound to the
 // server's address: such a socket gets no broadcast, and so no DISCOVER.
 func listenUDP(ifname string, port int) (*ipv4.PacketConn, error) {
@@ -85,7 +87,7 @@ func (o *sender) add(d Decision) {
 	case ToHardware:
 		o.frame(d, b, d.Reply.Packet.ClientHWAddr)
 	case ToAll:
-		o.frame(d, b, net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff})
+		o.frame(d, b, broadcastMAC)
 	}
 }
 

@@ -145,6 +145,10 @@ func (s *stack) serveDHCP(cfg stackConfig, one *segment) (err error) {
 	if one.leases, err = dhcpd.OpenFileStore(file, cfg.Log); err != nil {
 		return err
 	}
+	probe := dhcpd.DefaultProbeTime
+	if one.Private() {
+		probe = 0 // nobody else is there
+	}
 	one.dhcp, err = dhcpd.New(dhcpd.Config{
 		Interface: one.lan.Interface(),
 		Server:    one.Address,
@@ -153,6 +157,7 @@ func (s *stack) serveDHCP(cfg stackConfig, one *segment) (err error) {
 			Mode:          dhcpMode[one.Mode],
 			Pool:          pool(one.Segment),
 			LeaseTime:     one.LeaseTime,
+			BootLeaseTime: one.BootLeaseTime,
 			Router:        one.Router,
 			DNS:           one.DNS,
 			NTP:           one.NTP,
@@ -161,9 +166,10 @@ func (s *stack) serveDHCP(cfg stackConfig, one *segment) (err error) {
 			AnswerUnknown: one.Policy() != config.PolicyIgnore,
 			Authoritative: one.Private(),
 		},
-		Store:    one.leases,
-		Timeline: s.timeline,
-		Logger:   cfg.Log,
+		ProbeTime: probe,
+		Store:     one.leases,
+		Timeline:  s.timeline,
+		Logger:    cfg.Log,
 	})
 	if err != nil {
 		return err
