@@ -49,7 +49,7 @@ func mainCode() int {
 	lan.RunWatchdog()
 	// The first Ctrl-C ends in good order, the second at once: after the
 	// first, the signal has its default effect again.
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop)
 
@@ -85,9 +85,17 @@ Start with 'ecboot run': it boots one guest on a private network.
 
 Exit codes: 0 done, 1 failed, 2 wrong command line or configuration, 3 the guest
 failed, 4 the guest timed out, 5 this machine lacks something ('ecboot doctor').`,
-		SilenceErrors:    true,
-		SilenceUsage:     true,
-		PersistentPreRun: func(*cobra.Command, []string) { *started = true },
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		PersistentPreRun: func(cmd *cobra.Command, _ []string) {
+			*started = true
+			// A terminal that goes away ends a verb; a daemon reads its
+			// configuration again.
+			if cmd.Name() != "serve" {
+				ctx, _ := signal.NotifyContext(cmd.Context(), syscall.SIGHUP)
+				cmd.SetContext(ctx)
+			}
+		},
 	}
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return withCode(exitUsage, fmt.Errorf("%w: see '%s --help'", err, cmd.CommandPath()))
@@ -101,6 +109,7 @@ failed, 4 the guest timed out, 5 this machine lacks something ('ecboot doctor').
 		newInitramfsCommand(),
 		newImageCommand(),
 		newLeaseCommand(&configPath),
+		newMachineCommand(&configPath),
 		newConfigCommand(&configPath),
 		newDoctorCommand(&configPath),
 		newVersionCommand(),

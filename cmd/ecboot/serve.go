@@ -7,14 +7,19 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"os/signal"
 	"slices"
+	"sync"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/every-channel/ecboot/internal/api"
 	"github.com/every-channel/ecboot/internal/boot"
 	"github.com/every-channel/ecboot/internal/config"
 	"github.com/every-channel/ecboot/internal/lan"
+	"github.com/every-channel/ecboot/internal/timeline"
 )
 
 func newServeCommand(configPath *string) *cobra.Command {
@@ -38,15 +43,18 @@ the configuration names are answered, unless it says unknown = "boot".`,
 			if err != nil {
 				return err
 			}
-			return serve(cmd.Context(), cfg, segments, cmd.ErrOrStderr())
+			return serve(cmd.Context(), *configPath, cfg, segments, cmd.ErrOrStderr())
 		},
 	}
 	flags.register(cmd)
 	return cmd
 }
 
-func serve(ctx context.Context, cfg *config.Config, segments []config.Segment, stderr io.Writer) (err error) {
+func serve(ctx context.Context, configPath string, cfg *config.Config, segments []config.Segment, stderr io.Writer) (err error) {
 	log := newLogger(stderr, slog.LevelWarn)
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
 	private := slices.ContainsFunc(segments, config.Segment.Private)
 	if private && len(segments) > 1 {
 		return withCode(exitUsage, errors.New("a private segment is served alone, in a namespace of its own: name the one to serve with --segment, or give it a bridge"))
@@ -69,10 +77,34 @@ func serve(ctx context.Context, cfg *config.Config, segments []config.Segment, s
 		return err
 	}
 	defer func() { err = errors.Join(err, stack.Close()) }()
+	known := &roster{path: configPath, log: log, file: cfg, store: machineStore(cfg), files: files, segments: stack.segments}
+	if err := known.load(); err != nil {
+		return err
+	}
+	events := make(chan timeline.Event, 1<<14)
+	defer stack.timeline.Watch(func(e timeline.Event) {
+		if known.watches(e) {
+			select {
+			case events <- e:
+			default: // nobody listens any more
+			}
+		}
+	})()
+	control, err := api.Listen(run.file(api.SocketName), stack.backend(known))
+	if err != nil {
+		return withCode(exitEnvironment, err)
+	}
+	stack.tasks = append(stack.tasks, control)
 	return stack.serve(ctx, func(ctx context.Context) error {
 		for _, s := range stack.segments {
-			s.announce(stderr, len(cfg.Machines))
+			s.announce(stderr)
 		}
+		var background sync.WaitGroup
+		defer background.Wait()
+		background.Go(func() { known.watchBoots(ctx, events) })
+		background.Go(func() {
+			known.onHangup(ctx, hangup, func(what string) { fmt.Fprintln(stderr, what) })
+		})
 		live := newLive(stderr, time.Now(), stack.timeline, func(machine string) string { return machine })
 		defer live.stop()
 		<-ctx.Done()
@@ -81,7 +113,7 @@ func serve(ctx context.Context, cfg *config.Config, segments []config.Segment, s
 }
 
 // announce says what is served and to whom.
-func (s *segment) announce(w io.Writer, machines int) {
+func (s *segment) announce(w io.Writer) {
 	what := "serving"
 	switch s.Mode {
 	case config.ModeProxy:
@@ -95,7 +127,7 @@ func (s *segment) announce(w io.Writer, machines int) {
 	case s.Private():
 		fmt.Fprintf(w, "the segment is private to this process: 'nsenter --target %d --net' enters it\n", os.Getpid())
 	case s.Policy() == config.PolicyIgnore:
-		fmt.Fprintf(w, "only the %d machines of the configuration are answered; unknown = \"boot\" answers all\n", machines)
+		fmt.Fprintf(w, "only the %d machines that are declared are answered; 'ecboot machine set' declares more, unknown = \"boot\" answers all\n", s.inventory.Load().Len())
 	}
 }
 

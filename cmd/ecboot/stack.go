@@ -193,6 +193,11 @@ func (s *stack) serveDHCP(cfg stackConfig, one *segment) (err error) {
 // dhcpMode has every mode in which there is a DHCP server.
 var dhcpMode = map[config.Mode]dhcpd.Mode{config.ModeServer: dhcpd.ModeServer, config.ModeProxy: dhcpd.ModeProxy}
 
+// client is what the machine's firmware said of itself when it last asked.
+func (s *segment) client(mac boot.MAC) boot.Client {
+	return boot.Client{MAC: mac}
+}
+
 // who names the machine that has an address: by the DHCP server, which may not
 // have given it out, or else by the kernel, to which the machine has just
 // spoken.

@@ -56,6 +56,9 @@ var layers = []layer{
 	{pkg: "internal/config", ours: []string{"internal/boot"},
 		why: "each package has a small config of its own, into which cmd/ecboot translates the file's"},
 
+	{pkg: "internal/fleet", ours: []string{"internal/boot", "internal/config"}, why: "it lays what was said at run time over the configuration"},
+	{pkg: "internal/api", ours: []string{"internal/boot", "internal/timeline"}, why: "what it tells is passed to it, so that it can serve any of the parts"},
+
 	{pkg: "initramfs/guest", why: "its source travels inside the ecboot binary and is compiled where nothing else of ecboot is"},
 	{pkg: "images/gen", ours: []string{"images", "initramfs"}, why: whyCommand},
 	{pkg: "internal/compat", std: true, why: whyCommand},

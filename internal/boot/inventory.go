@@ -63,6 +63,9 @@ func (inv *Inventory) Lookup(c Client) (m Machine, p Profile, known bool) {
 	return m, inv.profile(first(name, inv.Default)), known
 }
 
+// Len is the number of machines.
+func (inv *Inventory) Len() int { return len(inv.Machines) + len(inv.ByUUID) + len(inv.ByName) }
+
 // All goes through all machines, in no order.
 func (inv *Inventory) All() iter.Seq[Machine] {
 	return func(yield func(Machine) bool) {

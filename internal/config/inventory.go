@@ -12,7 +12,8 @@ import (
 	"github.com/every-channel/ecboot/internal/boot"
 )
 
-// Inventory returns what is known on a segment in the terms of package boot.
+// Inventory returns what is known on a segment in the terms of package boot. An
+// address is reserved on the one segment that has it, whichever asks.
 // File.Path holds a Source: besides paths it can be an embedded image or, for
 // a profile with an Initramfs, Built(name), which the caller turns into paths.
 // File names are unique in a profile and safe in URLs, iPXE scripts and kernel
@@ -38,7 +39,7 @@ func (c *Config) Inventory(seg Segment) *boot.Inventory {
 		if m.Next == NextLocal {
 			bm.Profile = boot.LocalName
 		}
-		if m.Address.IsValid() && seg.Prefix().Contains(m.Address) {
+		if m.Address.IsValid() {
 			bm.Addr = m.Address.String()
 		}
 		switch {

@@ -20,7 +20,13 @@ type Problem struct {
 // String returns FILE:LINE:COLUMN: KEY: WHAT; INSTEAD.
 func (p Problem) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s:%d:%d: ", p.File, p.Line, p.Column)
+	fmt.Fprintf(&b, "%s:%d:%d: %s", p.File, p.Line, p.Column, p.message())
+	return b.String()
+}
+
+// message is the problem without its place.
+func (p Problem) message() string {
+	var b strings.Builder
 	if p.Key != "" {
 		b.WriteString(p.Key + ": ")
 	}
