@@ -70,7 +70,7 @@ deps:
 
 # The foreign clients of the tests.
 deps-test: deps
-	@$(call install,dhclient:isc-dhcp-client udhcpc:udhcpc dhcpcd:dhcpcd-base curl:curl tftp:tftp-hpa atftp:atftp \
+	@$(call install,dhclient:isc-dhcp-client udhcpc:udhcpc dhcpcd:dhcpcd-base curl:curl tftp:tftp-hpa atftp:atftp busybox:busybox \
 		tcpdump:tcpdump nft:nftables ping:iputils-ping zstd:zstd cpio:cpio nsenter:util-linux)
 
 # The peers of the benchmarks.

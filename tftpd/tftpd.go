@@ -1,7 +1,8 @@
-// Package tftpd is a read-only TFTP server (RFC 1350 with the options blksize
-// and tsize, RFC 2347–2349) that hands boot programs out of an fs.FS. The
-// protocol is pin/tftp's; this package decides what may be read, and tells the
-// timeline what became of it.
+// Package tftpd is a read-only TFTP server (RFC 1350; the options blksize, tsize
+// and timeout, RFC 2347–2349; windowsize, RFC 7440) that hands boot programs out
+// of an fs.FS. It reads and judges every request itself. Transfers in lock step
+// are pin/tftp's, windows are its own, and the timeline is told what became of
+// them.
 package tftpd
 
 import (
@@ -12,11 +13,10 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"sync/atomic"
+	"sync"
 	"syscall"
 	"time"
 
-	"github.com/pin/tftp/v3"
 	"golang.org/x/sys/unix"
 
 	"github.com/every-channel/ecboot/internal/timeline"
@@ -24,23 +24,6 @@ import (
 
 // DefaultPort is where clients expect a TFTP server.
 const DefaultPort = 69
-
-// A block that is not acknowledged is sent again in rounds, for 17 s in all.
-// First soon and often: pin/tftp ignores acknowledgements that come twice, so
-// that impatience costs one packet and never doubles the traffic. Then with
-// growing pauses, for a machine that is busy. Then silence for longer than the
-// 5 s after which most clients speak up: atftp answers a repeated block once,
-// and if that is lost, only when nothing more comes.
-const (
-	ackTimeout = 100 * time.Millisecond
-	rounds     = 2
-	quickTries = 6 // of each round
-)
-
-var pauses = [...]time.Duration{200 * time.Millisecond, 400 * time.Millisecond, 800 * time.Millisecond, 5500 * time.Millisecond}
-
-// maxTransfers at once; each holds a socket and a file.
-const maxTransfers = 1024
 
 // Config is what a Server needs to know. Addr is required; the zero value of
 // everything else is useful.
@@ -53,6 +36,8 @@ type Config struct {
 	// serves nothing. Names are checked before they reach the fs.FS, symbolic
 	// links are not: for a directory use os.Root, which keeps them inside.
 	Files func(client netip.Addr) fs.FS
+	// Allow says which addresses are answered; nil answers all.
+	Allow func(netip.Addr) bool
 	// MTU of the link in bytes; 0 asks the interface that has Addr.
 	MTU int
 
@@ -63,14 +48,23 @@ type Config struct {
 	Logger   *slog.Logger
 }
 
+// maxRequest is the longest request that is read whole, in bytes; RFC 2347
+// ends at 512.
+const maxRequest = 1024
+
 // Server answers read requests on one address.
 type Server struct {
-	cfg    Config
-	conn   *net.UDPConn
-	tftp   *tftp.Server
-	ready  chan struct{}
-	stop   chan struct{} // closed when Run is to end
-	active atomic.Int32
+	cfg      Config
+	conn     *net.UDPConn
+	lockstep *lockstep // nil: this process may not send raw packets
+	ready    chan struct{}
+	ctx      context.Context // of all transfers
+	end      context.CancelCauseFunc
+
+	slots     slots
+	transfers sync.WaitGroup
+	count     counters
+	nuisances nuisances
 }
 
 // New binds the socket of a server.
@@ -97,16 +91,16 @@ func New(cfg Config) (*Server, error) {
 		}
 		cfg.MTU = mtu
 	}
-	s := &Server{cfg: cfg, ready: make(chan struct{}), stop: make(chan struct{})}
+	s := &Server{cfg: cfg, ready: make(chan struct{})}
+	s.slots.byPort, s.slots.held = map[netip.AddrPort]*slot{}, map[netip.Addr]int{}
+	s.ctx, s.end = context.WithCancelCause(context.Background())
 	if err := s.listen(); err != nil {
 		return nil, err
 	}
-	s.tftp = tftp.NewServer(s.read, s.write)
-	s.tftp.SetTimeout(ackTimeout)
-	s.tftp.SetRetries(rounds * (quickTries + len(pauses)))
-	s.tftp.SetBackoff(s.pause)
-	s.tftp.SetBlockSize(maxBlock(cfg.MTU))
-	s.tftp.SetHook(hook{cfg.Logger})
+	var err error
+	if s.lockstep, err = newLockstep(cfg, s.ctx.Done()); err != nil {
+		cfg.Logger.Debug("TFTP goes on without pin/tftp", "error", err)
+	}
 	return s, nil
 }
 
@@ -129,24 +123,29 @@ func (s *Server) listen() error {
 }
 
 // prepare ties a socket to the interface before it is bound.
-func (s *Server) prepare(_, _ string, c syscall.RawConn) error {
-	var err error
-	if cerr := c.Control(func(fd uintptr) {
-		// pin/tftp turns this on too, but late: a request that is here by then
-		// would have no interface, and so the smallest blocks.
-		if err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_PKTINFO, 1); err != nil || s.cfg.Interface == "" {
-			return
+func (s *Server) prepare(network, address string, c syscall.RawConn) error {
+	return control(func(fd int) error {
+		if s.cfg.Interface == "" {
+			return nil
 		}
-		err = unix.BindToDevice(int(fd), s.cfg.Interface)
+		err := unix.BindToDevice(fd, s.cfg.Interface)
 		// Kernels before 5.7 keep this to root. The address still ties the
 		// socket to its segment.
 		if errors.Is(err, unix.EPERM) {
 			err = nil
 		}
-	}); cerr != nil {
-		return cerr
+		return err
+	})(network, address, c)
+}
+
+// control makes set the Control of a net.Dialer or net.ListenConfig.
+func control(set func(fd int) error) func(_, _ string, c syscall.RawConn) error {
+	return func(_, _ string, c syscall.RawConn) (err error) {
+		if cerr := c.Control(func(fd uintptr) { err = set(int(fd)) }); cerr != nil {
+			return cerr
+		}
+		return err
 	}
-	return err
 }
 
 // linkMTU finds the MTU of the named link, or of the one that has addr.
@@ -177,21 +176,9 @@ func linkMTU(name string, addr netip.Addr) (int, error) {
 }
 
 // maxBlock is the largest block, in bytes, that leaves in one packet: without
-// the headers of IP (20), UDP (8) and TFTP (4). pin/tftp's own limit forgets
-// TFTP's, and ROMs do not put fragments together. RFC 2348 ends at 65464;
-// pin/tftp takes no limit below 513.
+// the headers of IP (20), UDP (8) and TFTP (4), for ROMs do not put fragments
+// together. RFC 2348 ends at 65464; pin/tftp takes no limit below 513.
 func maxBlock(mtu int) int { return min(max(mtu-32, 513), 65464) }
-
-// pause is waited before a block is sent again, the attempt-th time.
-func (s *Server) pause(attempt int) time.Duration {
-	if i := attempt%(quickTries+len(pauses)) - quickTries; i >= 0 {
-		select {
-		case <-time.After(pauses[i]):
-		case <-s.stop: // pin/tftp would sleep through it
-		}
-	}
-	return 0
-}
 
 // String names the server.
 func (s *Server) String() string {
@@ -205,36 +192,99 @@ func (s *Server) Ready() <-chan struct{} { return s.ready }
 // that they end, and closes the sockets. A client that does not answer holds
 // it up for two seconds at most.
 func (s *Server) Run(ctx context.Context) error {
-	stopped := make(chan struct{})
-	cancel := context.AfterFunc(ctx, func() {
-		close(s.stop)
-		s.tftp.Shutdown()
-		close(stopped)
-	})
 	defer s.conn.Close()
-	close(s.ready)
-	err := s.tftp.Serve(s.conn)
-	if cancel() {
-		return err
+	unblock := context.AfterFunc(ctx, func() { s.conn.SetReadDeadline(time.Unix(1, 0)) })
+	defer unblock()
+	if s.lockstep != nil {
+		go s.lockstep.run()
 	}
-	<-stopped
-	return nil
+	close(s.ready)
+	err := s.receive()
+	s.end(errStopping)
+	if s.lockstep != nil {
+		s.lockstep.close()
+	}
+	s.transfers.Wait()
+	if ctx.Err() != nil {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", s, err)
 }
 
-// hook hears of requests that never became a transfer. What becomes of
-// transfers, read knows better.
-type hook struct{ log *slog.Logger }
+// receive begins a transfer for every request that deserves one.
+func (s *Server) receive() error {
+	buf := make([]byte, maxRequest)
+	for {
+		n, from, err := s.conn.ReadFromUDPAddrPort(buf)
+		if err != nil {
+			return err
+		}
+		s.handle(buf[:n], from)
+	}
+}
 
-func (hook) OnSuccess(tftp.TransferStats) {}
-
-func (h hook) OnFailure(stats tftp.TransferStats, err error) {
-	if stats.RemoteAddr != nil || errors.Is(err, net.ErrClosed) {
+func (s *Server) handle(packet []byte, from netip.AddrPort) {
+	from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
+	s.count.Requests.Add(1)
+	if s.cfg.Allow != nil && !s.cfg.Allow(from.Addr()) {
+		s.count.Foreign.Add(1)
+		s.nuisances.log(nuisanceForeign, s.cfg.Logger, "TFTP request from an address that is not served", "client", from.Addr())
 		return
 	}
-	var opErr *net.OpError
-	if errors.As(err, &opErr) {
-		h.log.Warn("TFTP request not served", "error", err)
+	r, err := parseRequest(packet)
+	if errors.Is(err, errRequest) {
+		s.count.Malformed.Add(1)
+		s.cfg.Logger.Debug("TFTP packet ignored", "client", from.Addr(), "error", err)
 		return
 	}
-	h.log.Debug("TFTP request ignored", "error", err)
+	t := &transfer{s: s, client: from, packet: string(packet), request: r, machine: s.machine(from.Addr())}
+	code := uint16(codeAccess)
+	switch {
+	case err != nil:
+		code = codeIllegal
+	case r.write:
+		err = errReadOnly
+	default:
+		t.name, err = cleanName(r.name)
+	}
+	if err != nil {
+		s.count.Refused.Add(1)
+		s.nuisances.log(nuisanceRefused, s.cfg.Logger, "TFTP request refused", "client", from.Addr(), "machine", t.machine, "name", r.name, "error", err)
+		t.record(timeline.Fail, fmt.Sprintf("%q: %s", r.name, err))
+		s.refuse(from, code, err.Error())
+		return
+	}
+	a, evicted := s.slots.admit(t)
+	if evicted != nil {
+		s.count.Evicted.Add(1)
+		evicted.end(errEvicted)
+	}
+	switch a {
+	case repeated:
+		return
+	case busy:
+		// Silence makes a machine ask again; an error would end its boot.
+		s.count.Busy.Add(1)
+		s.nuisances.log(nuisanceBusy, s.cfg.Logger, "TFTP request ignored: too many transfers", "client", from.Addr(), "limit", maxTransfers, "per client", maxPerClient)
+		return
+	}
+	t.ctx, t.end = context.WithCancelCause(s.ctx)
+	s.transfers.Go(func() {
+		defer t.end(nil)
+		defer s.slots.release(t)
+		s.serve(t)
+	})
+}
+
+// refuse answers a request that becomes no transfer.
+func (s *Server) refuse(to netip.AddrPort, code uint16, why string) {
+	s.conn.WriteToUDPAddrPort(errorPacket(code, why), to)
+}
+
+// machine names who asks for the timeline.
+func (s *Server) machine(from netip.Addr) string {
+	if mac := s.cfg.Who(from); mac != "" {
+		return mac
+	}
+	return from.String()
 }

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/every-channel/ecboot/internal/nettest"
 	"github.com/every-channel/ecboot/internal/timeline"
@@ -303,32 +304,36 @@ func TestMaxBlock(t *testing.T) {
 
 func TestOutcome(t *testing.T) {
 	timeout := fmt.Errorf("read: %w", os.ErrDeadlineExceeded)
-	clientSaid := func(block, code int) error {
-		return fmt.Errorf("sending block %d: code=%d, error: %s", block, code, "words\x00")
-	}
+	gone := fmt.Errorf("read: %w", unix.ECONNREFUSED)
+	said := func(code uint16) error { return clientError{code, "words"} }
 	tests := []struct {
-		name   string
-		err    error
-		blocks int
-		eof    bool
-		want   outcome
+		name  string
+		err   error
+		begun bool
+		sent  bool
+		acked int64
+		want  outcome
 	}{
-		{"all well", nil, 3, true, done},
-		{"size probe", clientSaid(0, 8), 0, false, declined},
-		{"size probe of an old ROM", clientSaid(0, 0), 0, false, declined},
-		{"disk full for that size", clientSaid(0, 3), 0, false, failed},
-		{"asked twice, no options", clientSaid(1, 5), 1, false, declined},
-		{"aborted", clientSaid(7, 0), 7, false, failed},
-		{"options refused late", clientSaid(7, 8), 7, false, failed},
-		{"silent from the start", timeout, 0, false, failed},
-		{"silent after the only block", timeout, 1, true, failed},
-		{"silent in between", timeout, 7, false, failed},
-		{"last acknowledgement lost", timeout, 7, true, done},
-		{"file broken", errors.New("input/output error"), 7, false, failed},
-		{"shut down", errStopping, 7, false, failed},
+		{"all well", nil, true, true, 5000, done},
+		{"size probe", said(8), false, false, 0, declined},
+		{"size probe of an old ROM", said(0), false, false, 0, declined},
+		{"size probe of a ROM that says nothing", gone, false, false, 0, declined},
+		{"disk full for that size", said(3), false, false, 0, failed},
+		{"asked twice, no options", said(5), true, false, 0, declined},
+		{"aborted", said(0), true, false, 3072, failed},
+		{"options refused late", said(8), true, false, 3072, failed},
+		{"silent from the start", timeout, false, false, 0, failed},
+		{"silent after the only block", timeout, true, true, 0, failed},
+		{"silent in between", timeout, true, false, 3072, failed},
+		{"gone in between", gone, true, false, 3072, failed},
+		{"last acknowledgement lost", timeout, true, true, 3072, done},
+		{"gone without the last acknowledgement", gone, true, true, 3072, done},
+		{"file broken", errors.New("input/output error"), true, false, 3072, failed},
+		{"shut down", errStopping, true, true, 3072, failed},
+		{"made room", errEvicted, false, false, 0, declined},
 	}
 	for _, tt := range tests {
-		if got := outcomeOf(tt.err, &transfer{blocks: tt.blocks, eof: tt.eof}); got != tt.want {
+		if got := outcomeOf(tt.err, tt.begun, tt.sent, tt.acked); got != tt.want {
 			t.Errorf("%s: got %d, want %d", tt.name, got, tt.want)
 		}
 	}
@@ -342,10 +347,10 @@ func TestOptions(t *testing.T) {
 		want map[string]string // nil: DATA comes at once
 	}{
 		{name: "none"},
-		{name: "unknown", opts: []string{"windowsize", "4", "timeout", "3"}},
+		{name: "unknown", opts: []string{"multicast", "", "utimeout", "5000"}},
 		{name: "size", opts: []string{"tsize", "0"}, want: map[string]string{"tsize": "5000"}},
 		{name: "size with a value of the client's own", opts: []string{"tsize", "77"}, want: map[string]string{"tsize": "5000"}},
-		{name: "EDK2", opts: []string{"tsize", "0", "blksize", "1468", "windowsize", "4"}, want: map[string]string{"tsize": "5000", "blksize": "1468"}},
+		{name: "EDK2", opts: []string{"tsize", "0", "blksize", "1468", "windowsize", "4"}, want: map[string]string{"tsize": "5000", "blksize": "1468", "windowsize": "4"}},
 		{name: "iPXE", opts: []string{"blksize", "1432", "tsize", "0"}, want: map[string]string{"tsize": "5000", "blksize": "1432"}},
 		{name: "block larger than the link's packets", opts: []string{"blksize", "65464"}, want: map[string]string{"blksize": "1468"}},
 		{name: "block with the size of a packet", opts: []string{"blksize", "1472"}, want: map[string]string{"blksize": "1468"}},
@@ -378,6 +383,7 @@ func TestOptions(t *testing.T) {
 			if got := c.fetch(blksize); !bytes.Equal(got, pattern(5000)) {
 				t.Errorf("got %d bytes that differ", len(got))
 			}
+			s.events.await(timeline.End)
 			s.stop()
 			if got := s.events.phases(); got != "begin end" {
 				t.Errorf("events %q", got)
@@ -575,7 +581,7 @@ func TestClientThatGivesUp(t *testing.T) {
 	c.receive()
 	c.send(errorPacket(3, "disk full"))
 	fail := s.events.await(timeline.Fail)
-	if want := `snponly.efi: the client ended it with error 3 "disk full" after 512 of 5000 bytes`; fail.Detail != want {
+	if want := `snponly.efi: the client ended it with error 3 "disk full" after 0 of 5000 bytes`; fail.Detail != want {
 		t.Errorf("got  %s\nwant %s", fail.Detail, want)
 	}
 }

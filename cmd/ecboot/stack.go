@@ -82,6 +82,20 @@ func openStack(cfg stackConfig) (_ *stack, err error) {
 	return s, nil
 }
 
+// allow returns who may ask a segment's servers: its own addresses, and those
+// behind its relays.
+func (cfg stackConfig) allow(seg config.Segment) func(netip.Addr) bool {
+	prefixes := []netip.Prefix{seg.Address.Masked()}
+	for _, other := range cfg.Segments {
+		if other.Relay.IsValid() && other.Via == seg.Name {
+			prefixes = append(prefixes, other.Relay.Masked())
+		}
+	}
+	return func(a netip.Addr) bool {
+		return slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return p.Contains(a) })
+	}
+}
+
 // open adds a segment with its servers.
 func (s *stack) open(cfg stackConfig, seg config.Segment) (err error) {
 	one := &segment{Segment: seg}
@@ -110,8 +124,10 @@ func (s *stack) open(cfg stackConfig, seg config.Segment) (err error) {
 		return err
 	}
 
+	allow := cfg.allow(one.Segment)
 	tftp, err := tftpd.New(tftpd.Config{
-		Addr: address.Addr(), Interface: iface, Files: func(netip.Addr) fs.FS { return cfg.NBP }, MTU: one.lan.MTU(),
+		Addr: address.Addr(), Interface: iface, Files: func(netip.Addr) fs.FS { return cfg.NBP },
+		Allow: allow, MTU: one.lan.MTU(),
 		Who: one.who, Timeline: s.timeline, Logger: cfg.Log,
 	})
 	if err != nil {
@@ -126,7 +142,7 @@ func (s *stack) open(cfg stackConfig, seg config.Segment) (err error) {
 	http, err := httpboot.New(httpboot.Config{
 		Addr: address.Addr(), Interface: iface, Port: cfg.Server.HTTPPort, Inventory: one.inventory.Load,
 		Certificate: certificate, TLSPort: cfg.Server.HTTPSPort,
-		Files: func(netip.Addr) fs.FS { return cfg.NBP }, Allow: address.Masked().Contains,
+		Files: func(netip.Addr) fs.FS { return cfg.NBP }, Allow: allow,
 		Who: one.who, Timeline: s.timeline, Logger: cfg.Log,
 	})
 	if err != nil {
