@@ -5,9 +5,11 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
+	"github.com/every-channel/ecboot/internal/boot"
 	"github.com/every-channel/ecboot/internal/config"
 )
 
@@ -65,14 +67,18 @@ func newConfigCommand(path *string) *cobra.Command {
 }
 
 func newConfigShowCommand(path *string) *cobra.Command {
-	var reference bool
+	var reference, options bool
 	cmd := &cobra.Command{
 		Use:   "show",
 		Short: "Show the configuration as it is in effect, defaults included",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if reference {
+			switch {
+			case reference:
 				fmt.Fprint(cmd.OutOrStdout(), config.Reference)
+				return nil
+			case options:
+				fmt.Fprintln(cmd.OutOrStdout(), strings.Join(boot.OptionNames(), "\n"))
 				return nil
 			}
 			cfg, err := loadConfig(*path)
@@ -84,6 +90,8 @@ func newConfigShowCommand(path *string) *cobra.Command {
 		},
 	}
 	cmd.Flags().BoolVar(&reference, "reference", false, "show the manual of all keys instead")
+	cmd.Flags().BoolVar(&options, "options", false, "show the DHCP options that have a name instead")
+	cmd.MarkFlagsMutuallyExclusive("reference", "options")
 	return cmd
 }
 

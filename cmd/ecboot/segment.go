@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"net"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -102,13 +103,16 @@ func bridged(cfg *config.Config, bridge string) (config.Segment, error) {
 			return s, nil
 		}
 	}
+	if _, err := net.InterfaceByName(bridge); err != nil {
+		return config.Segment{}, fmt.Errorf("there is no bridge %s: make it with 'ip link add %[1]s type bridge', or leave --bridge out for a private segment", bridge)
+	}
 	address, err := lan.AddressOf(bridge)
 	if err != nil {
 		return config.Segment{}, err
 	}
 	s := config.NewSegment(bridge)
 	s.Bridge = bridge
-	if !address.IsValid() {
+	if !address.IsValid() || address.Addr().IsLoopback() {
 		address = config.Default().Segments[0].Address
 	}
 	return s, s.SetAddress(address.String())

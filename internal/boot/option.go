@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"slices"
 	"strconv"
 	"strings"
 )
@@ -115,6 +114,16 @@ func ParseOption(name, value string) (Option, error) {
 	return Option{code, data}, nil
 }
 
+// OptionNames are the options that have a name, each with its number: "42
+// ntp-servers", in the order of the numbers.
+func OptionNames() []string {
+	list := make([]string, len(namedOptions))
+	for i, o := range namedOptions {
+		list[i] = fmt.Sprintf("%d %s", o.code, o.name)
+	}
+	return list
+}
+
 func optionCode(name string) (uint8, optionType, error) {
 	if n, err := strconv.ParseUint(name, 10, 8); err == nil {
 		for _, o := range namedOptions {
@@ -124,15 +133,12 @@ func optionCode(name string) (uint8, optionType, error) {
 		}
 		return uint8(n), typeAny, nil
 	}
-	names := make([]string, len(namedOptions))
-	for i, o := range namedOptions {
+	for _, o := range namedOptions {
 		if o.name == name {
 			return o.code, o.typ, nil
 		}
-		names[i] = o.name
 	}
-	slices.Sort(names)
-	return 0, 0, fmt.Errorf("option %q is not known by name; write its number, 1 to 254, or one of %s", name, strings.Join(names, ", "))
+	return 0, 0, fmt.Errorf("option %q is not known by name; write its number, 1 to 254, or one of the names that 'ecboot config show --options' lists", name)
 }
 
 func optionData(typ optionType, value string) ([]byte, error) {
