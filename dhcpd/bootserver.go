@@ -35,6 +35,7 @@ func (h *Handler) DecideBoot(req *dhcpv4.DHCPv4, from netip.Addr, now time.Time)
 	if d.Reply != nil {
 		d.Reply.Packet.ClientIPAddr = q.ClientIPAddr
 		d.Reply.Way, d.Reply.To = ToClient, from
+		h.fit(&d, q)
 	}
 	return d
 }

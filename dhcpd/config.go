@@ -35,6 +35,11 @@ type Network struct {
 	DNS    []netip.Addr
 	NTP    []netip.Addr
 	Domain string
+	Search []string // domains in which names are looked up
+	Routes []Route
+	// Options are sent as they are, in place of what ecboot would say with
+	// the same codes; a machine's own come before them.
+	Options []boot.Option
 
 	// Inventory returns what is known of machines; it is called for every
 	// request and must return the same pointer until something changes. nil
@@ -127,6 +132,9 @@ func (c Network) withDefaults(prefix netip.Prefix) (Network, error) {
 		if d < 0 || d/time.Second >= 1<<32-1 {
 			return c, fmt.Errorf("lease time %s: option 51 holds at most 2^32-2 seconds", d)
 		}
+	}
+	if err := c.checkOptions(); err != nil {
+		return c, err
 	}
 	if c.LeaseTime == 0 {
 		c.LeaseTime = DefaultLeaseTime

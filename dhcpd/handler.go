@@ -25,6 +25,8 @@ const offerTime = 30 * time.Second
 type Handler struct {
 	cfg    Config
 	prefix netip.Prefix // the network, with the address in it that is the server's or the relay's
+	search []byte       // option 119
+	routes []byte       // option 121
 
 	mu      sync.Mutex
 	table   *table
@@ -36,16 +38,19 @@ type Handler struct {
 	limit   clientLimit
 	held    quarantine
 
-	exhausted, limited, conflicts, declined, accusations nuisance.Counter
+	exhausted, limited, cut, conflicts, declined, accusations nuisance.Counter
 }
 
 // makeHandler returns a Handler for cfg.Network that goes on with these leases.
 // The configuration has its defaults.
 func makeHandler(cfg Config, prefix netip.Prefix, leases []Lease) *Handler {
 	table := newTable(prefix, cfg.Pool, leases)
+	search, _ := encodeSearch(cfg.Search) // checked with the configuration
 	return &Handler{
 		cfg:     cfg,
 		prefix:  prefix,
+		search:  search,
+		routes:  encodeRoutes(cfg.Routes, cfg.Router),
 		table:   table,
 		limit:   clientLimit{seed: maphash.MakeSeed()},
 		held:    newQuarantine(table.size),
@@ -113,11 +118,17 @@ func (h *Handler) Decide(req *dhcpv4.DHCPv4, now time.Time) Decision {
 		}
 		return d
 	}
+	d := h.answer(q)
+	h.fit(&d, q)
+	return d
+}
+
+func (h *Handler) answer(q *query) Decision {
 	if h.cfg.Mode == ModeProxy {
 		return h.proxy(q)
 	}
 	q.fixed = h.fixed(q.machine)
-	switch req.MessageType() {
+	switch q.MessageType() {
 	case dhcpv4.MessageTypeDiscover:
 		return h.discover(q)
 	case dhcpv4.MessageTypeRequest:

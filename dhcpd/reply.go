@@ -1,6 +1,7 @@
 package dhcpd
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"net"
@@ -50,6 +51,7 @@ type Reply struct {
 // Limits of the formats. The codec would cut longer names off silently.
 const (
 	maxFile   = 127 // the BOOTP file field, which ends with a null byte
+	maxSname  = 63  // so does the field sname
 	maxOption = 255
 )
 
@@ -72,6 +74,7 @@ func (h *Handler) grant(d *Decision, q *query, mt dhcpv4.MessageType, yiaddr net
 	h.network(p, q)
 	file := h.next(q)
 	h.bootfile(p, q, file)
+	h.own(p, q)
 
 	r := &Reply{Packet: p}
 	relay, ciaddr := addr(q.GatewayIPAddr), addr(q.ClientIPAddr)
@@ -194,7 +197,19 @@ func (h *Handler) network(p *dhcpv4.DHCPv4, q *query) {
 	if q.wants(dhcpv4.OptionNTPServers) {
 		setAddrs(p, dhcpv4.OptionNTPServers, h.cfg.NTP)
 	}
+	if q.wants(dhcpv4.OptionDNSDomainSearchList) {
+		setBytes(p, dhcpv4.OptionDNSDomainSearchList, h.search)
+	}
+	for _, code := range routeOptions {
+		if q.wants(code) {
+			setBytes(p, code, h.routes)
+		}
+	}
 }
+
+// routeOptions are the number of RFC 3442 and the one that Windows asked for
+// before, with the same content.
+var routeOptions = []dhcpv4.OptionCode{dhcpv4.OptionClasslessStaticRoute, dhcpv4.GenericOptionCode(249)}
 
 // bootfile adds what the client boots next. It is given twice: some ROMs and
 // U-Boot read only the BOOTP fields, others only options 66 and 67.
@@ -246,10 +261,17 @@ func (h *Handler) location(file boot.Bootfile) string {
 // wants reports whether option 55 lists the option. Without 55 the client gets
 // everything.
 func (q *query) wants(code dhcpv4.OptionCode) bool {
-	return !q.Options.Has(dhcpv4.OptionParameterRequestList) || q.IsOptionRequested(code)
+	asked, ok := q.Options[dhcpv4.OptionParameterRequestList.Code()]
+	return !ok || bytes.IndexByte(asked, code.Code()) >= 0
 }
 
 func set(p *dhcpv4.DHCPv4, code dhcpv4.OptionCode, value []byte) { p.Options[code.Code()] = value }
+
+func setBytes(p *dhcpv4.DHCPv4, code dhcpv4.OptionCode, b []byte) {
+	if len(b) > 0 {
+		set(p, code, b)
+	}
+}
 
 // setString leaves empty strings out: RFC 2132 wants at least one byte.
 func setString(p *dhcpv4.DHCPv4, code dhcpv4.OptionCode, s string) {

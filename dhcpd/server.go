@@ -180,7 +180,7 @@ func (s *Server) pass(d Decision, req *dhcpv4.DHCPv4, out replies) {
 
 // decode returns nil for what is no DHCP message.
 func (s *Server) decode(b []byte, now time.Time) *dhcpv4.DHCPv4 {
-	req, err := dhcpv4.FromBytes(b)
+	req, err := decode(b)
 	if err == nil {
 		return req
 	}
@@ -230,6 +230,7 @@ type Counters struct {
 	StrangeRelay uint64 // requests that came through a relay of no network of ours
 	Limited      uint64 // requests of clients that ask too often
 	Exhausted    uint64 // requests for which no address was free
+	Cut          uint64 // replies that had no room for all options
 	Conflicts    uint64 // addresses on which somebody was found before they were offered
 	Declined     uint64 // addresses on which their client found somebody
 	Accusations  uint64 // conflicts and declines of stations that find somebody everywhere
@@ -248,6 +249,7 @@ func (s *Server) Counters() Counters {
 	for _, h := range s.networks.handlers {
 		c.Limited += h.limited.Total()
 		c.Exhausted += h.exhausted.Total()
+		c.Cut += h.cut.Total()
 		c.Conflicts += h.conflicts.Total()
 		c.Declined += h.declined.Total()
 		c.Accusations += h.accusations.Total()
