@@ -178,6 +178,9 @@ func (s *stack) serveDHCP(cfg stackConfig, one *segment) (err error) {
 			DNS:           one.DNS,
 			NTP:           one.NTP,
 			Domain:        one.Domain,
+			Search:        one.Search,
+			Routes:        routes(one.Routes),
+			Options:       config.Options(one.Options),
 			Inventory:     one.inventory.Load,
 			AnswerUnknown: one.Policy() != config.PolicyIgnore,
 			Authoritative: one.Private(),
@@ -225,6 +228,14 @@ func (s *segment) who(a netip.Addr) string {
 		return boot.MAC(mac).String()
 	}
 	return ""
+}
+
+func routes(list []config.Route) []dhcpd.Route {
+	out := make([]dhcpd.Route, len(list))
+	for i, r := range list {
+		out[i] = dhcpd.Route(r)
+	}
+	return out
 }
 
 // pool is a segment's ranges as one, with the gaps between them taken out.
