@@ -4,6 +4,8 @@ import (
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
 )
 
 // Neighbour returns the hardware address that the kernel knows for an address
@@ -14,19 +16,21 @@ func Neighbour(ifname string, addr netip.Addr) (mac [6]byte, ok bool) {
 	if err != nil {
 		return mac, false
 	}
-	family := netlink.FAMILY_V6
+	msg := &netlink.Ndmsg{Family: unix.AF_INET6, Index: uint32(link.Attrs().Index)}
 	if addr.Is4() {
-		family = netlink.FAMILY_V4
+		msg.Family = unix.AF_INET
 	}
-	list, err := netlink.NeighList(link.Attrs().Index, family)
-	if err != nil {
+	// For this one entry: on a network of a thousand machines the table is long.
+	req := nl.NewNetlinkRequest(unix.RTM_GETNEIGH, 0)
+	req.AddData(msg)
+	req.AddData(nl.NewRtAttr(netlink.NDA_DST, addr.AsSlice()))
+	answers, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWNEIGH)
+	if err != nil || len(answers) != 1 {
 		return mac, false
 	}
-	for _, n := range list {
-		ip, _ := netip.AddrFromSlice(n.IP)
-		if ip.Unmap() == addr.WithZone("") && n.State&(netlink.NUD_FAILED|netlink.NUD_INCOMPLETE) == 0 && len(n.HardwareAddr) == len(mac) {
-			return [6]byte(n.HardwareAddr), true
-		}
+	n, err := netlink.NeighDeserialize(answers[0])
+	if err != nil || n.State&(netlink.NUD_FAILED|netlink.NUD_INCOMPLETE) != 0 || len(n.HardwareAddr) != len(mac) {
+		return mac, false
 	}
-	return mac, false
+	return [6]byte(n.HardwareAddr), true
 }
