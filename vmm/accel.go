@@ -56,7 +56,7 @@ func ResolveAccel(ctx context.Context, want Accel, cacheDir string) (accel Accel
 	default:
 		return "", "", fmt.Errorf("accelerator %q: use auto, kvm or tcg", want)
 	}
-	qemu, err := findQEMU("")
+	qemu, err := findQEMU("", ArchAMD64)
 	if err != nil {
 		return "", "", err
 	}

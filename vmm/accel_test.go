@@ -12,7 +12,7 @@ import (
 // needQEMU skips the test where there is no QEMU.
 func needQEMU(t testing.TB) string {
 	t.Helper()
-	qemu, err := findQEMU("")
+	qemu, err := findQEMU("", ArchAMD64)
 	if err != nil {
 		t.Skip(err)
 	}

@@ -2,6 +2,7 @@ package vmm
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path"
@@ -10,8 +11,34 @@ import (
 	"strings"
 )
 
+// Wanted is a UEFI to look for. The zero value is a UEFI without Secure Boot for
+// a q35.
+type Wanted struct {
+	Arch       string // ArchAMD64, which empty means, Arch386 or ArchARM64
+	Machine    string // QEMU's machine type; empty: q35, or virt
+	SecureBoot bool   // enforcing, with Microsoft's keys
+}
+
+// targets are the architectures in the words of the descriptors.
+var targets = map[string]string{ArchAMD64: "x86_64", Arch386: "i386", ArchARM64: "aarch64"}
+
+// normal fills in what is left out, and takes away the machine's options.
+func (w Wanted) normal() Wanted {
+	w.Machine, _, _ = strings.Cut(w.Machine, ",")
+	if w.Arch == "" {
+		w.Arch = ArchAMD64
+	}
+	if w.Machine == "" {
+		w.Machine = "q35"
+		if w.Arch == ArchARM64 {
+			w.Machine = "virt"
+		}
+	}
+	return w
+}
+
 // descriptor is a firmware descriptor: QEMU's docs/interop/firmware.json, as
-// far as choosing a UEFI for x86_64 needs it.
+// far as choosing a UEFI needs it.
 type descriptor struct {
 	Interfaces []string `json:"interface-types"`
 	Mapping    struct {
@@ -42,10 +69,10 @@ func parseDescriptor(data []byte) (*descriptor, error) {
 	return &d, nil
 }
 
-// plainUEFI tells whether the descriptor is of a UEFI that runs on the machine
-// type as it is: two raw flash images, and none of what a machine has to be
-// built around (SMM, encrypted memory) or what refuses our boot programs.
-func (d *descriptor) plainUEFI(machine string) bool {
+// fits tells whether the descriptor is of a UEFI like the wanted one that QEMU
+// runs from two raw flash images. One without Secure Boot has no keys, whatever
+// its name: it is in setup mode.
+func (d *descriptor) fits(w Wanted) bool {
 	if !slices.Contains(d.Interfaces, "uefi") || d.Mapping.Device != "flash" {
 		return false
 	}
@@ -57,19 +84,19 @@ func (d *descriptor) plainUEFI(machine string) bool {
 			return false
 		}
 	}
-	for _, feature := range d.Features {
-		switch feature {
-		case "requires-smm", "secure-boot", "enrolled-keys":
-			return false
-		}
+	if slices.Contains(d.Features, "enrolled-keys") != w.SecureBoot {
+		return false
 	}
 	for _, t := range d.Targets {
-		if t.Architecture == "x86_64" && slices.ContainsFunc(t.Machines, func(glob string) bool { return machineMatches(glob, machine) }) {
+		if t.Architecture == targets[w.Arch] && slices.ContainsFunc(t.Machines, func(glob string) bool { return machineMatches(glob, w.Machine) }) {
 			return true
 		}
 	}
 	return false
 }
+
+// smm tells whether the UEFI needs system management mode.
+func (d *descriptor) smm() bool { return slices.Contains(d.Features, "requires-smm") }
 
 // machineMatches compares a glob of full machine names with a machine type
 // that may be an alias: q35 is the newest pc-q35-N.
@@ -79,6 +106,8 @@ func machineMatches(glob, machine string) bool {
 		return strings.HasPrefix(glob, "pc-q35-")
 	case "pc":
 		return strings.HasPrefix(glob, "pc-i440fx-")
+	case "virt":
+		return strings.HasPrefix(glob, "virt-")
 	}
 	ok, err := path.Match(glob, machine)
 	return err == nil && ok
@@ -90,31 +119,40 @@ var (
 	descriptorDirs = []string{"/etc/qemu/firmware", "/usr/local/share/qemu/firmware", "/usr/share/qemu/firmware"}
 
 	// For systems without descriptors.
-	knownUEFI = []UEFI{
-		{"/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"},                   // Debian, Ubuntu
-		{"/usr/share/OVMF/OVMF_CODE.fd", "/usr/share/OVMF/OVMF_VARS.fd"},                         // older Debian, Fedora
-		{"/usr/share/edk2/x64/OVMF_CODE.4m.fd", "/usr/share/edk2/x64/OVMF_VARS.4m.fd"},           // Arch
-		{"/usr/share/edk2/ovmf/OVMF_CODE.fd", "/usr/share/edk2/ovmf/OVMF_VARS.fd"},               // Fedora, RHEL
-		{"/usr/share/qemu/ovmf-x86_64-code.bin", "/usr/share/qemu/ovmf-x86_64-vars.bin"},         // openSUSE
-		{"/usr/share/edk2-ovmf/OVMF_CODE.fd", "/usr/share/edk2-ovmf/OVMF_VARS.fd"},               // Gentoo
-		{"/usr/share/qemu/edk2-x86_64-code.fd", "/usr/share/qemu/edk2-i386-vars.fd"},             // QEMU's own build
-		{"/run/libvirt/nix-ovmf/OVMF_CODE.fd", "/run/libvirt/nix-ovmf/OVMF_VARS.fd"},             // NixOS
-		{"/usr/local/share/qemu/edk2-x86_64-code.fd", "/usr/local/share/qemu/edk2-i386-vars.fd"}, // QEMU from source
+	knownUEFI = map[Wanted][]UEFI{
+		{Arch: ArchAMD64}: {
+			{Code: "/usr/share/OVMF/OVMF_CODE_4M.fd", Vars: "/usr/share/OVMF/OVMF_VARS_4M.fd"},                   // Debian, Ubuntu
+			{Code: "/usr/share/OVMF/OVMF_CODE.fd", Vars: "/usr/share/OVMF/OVMF_VARS.fd"},                         // older Debian, Fedora
+			{Code: "/usr/share/edk2/x64/OVMF_CODE.4m.fd", Vars: "/usr/share/edk2/x64/OVMF_VARS.4m.fd"},           // Arch
+			{Code: "/usr/share/edk2/ovmf/OVMF_CODE.fd", Vars: "/usr/share/edk2/ovmf/OVMF_VARS.fd"},               // Fedora, RHEL
+			{Code: "/usr/share/qemu/ovmf-x86_64-code.bin", Vars: "/usr/share/qemu/ovmf-x86_64-vars.bin"},         // openSUSE
+			{Code: "/usr/share/edk2-ovmf/OVMF_CODE.fd", Vars: "/usr/share/edk2-ovmf/OVMF_VARS.fd"},               // Gentoo
+			{Code: "/usr/share/qemu/edk2-x86_64-code.fd", Vars: "/usr/share/qemu/edk2-i386-vars.fd"},             // QEMU's own build
+			{Code: "/run/libvirt/nix-ovmf/OVMF_CODE.fd", Vars: "/run/libvirt/nix-ovmf/OVMF_VARS.fd"},             // NixOS
+			{Code: "/usr/local/share/qemu/edk2-x86_64-code.fd", Vars: "/usr/local/share/qemu/edk2-i386-vars.fd"}, // QEMU from source
+		},
+		{Arch: ArchAMD64, SecureBoot: true}: {
+			{Code: "/usr/share/OVMF/OVMF_CODE_4M.ms.fd", Vars: "/usr/share/OVMF/OVMF_VARS_4M.ms.fd", SMM: true}, // Debian, Ubuntu
+		},
+		{Arch: Arch386}: {
+			{Code: "/usr/share/OVMF/OVMF32_CODE_4M.secboot.fd", Vars: "/usr/share/OVMF/OVMF32_VARS_4M.fd", SMM: true}, // Debian, Ubuntu
+		},
+		{Arch: ArchARM64}: {
+			{Code: "/usr/share/AAVMF/AAVMF_CODE.fd", Vars: "/usr/share/AAVMF/AAVMF_VARS.fd"},         // Debian, Ubuntu
+			{Code: "/usr/share/qemu/edk2-aarch64-code.fd", Vars: "/usr/share/qemu/edk2-arm-vars.fd"}, // QEMU's own build
+		},
 	}
+
+	uefiPackages = map[string]string{ArchAMD64: "ovmf", Arch386: "ovmf-ia32", ArchARM64: "qemu-efi-aarch64"}
 )
 
-// FindUEFI finds a UEFI without Secure Boot for a machine type (empty: q35):
-// by QEMU's firmware descriptors, else among the paths that distributions use.
-func FindUEFI(machine string) (UEFI, error) {
-	return findUEFI("/", machine)
-}
+// FindUEFI finds a UEFI: by QEMU's firmware descriptors, else among the paths
+// that distributions use. One that a machine has to be built around comes last.
+func FindUEFI(w Wanted) (UEFI, error) { return findUEFI("/", w) }
 
 // findUEFI looks below root, which is / outside of tests.
-func findUEFI(root, machine string) (UEFI, error) {
-	machine, _, _ = strings.Cut(machine, ",")
-	if machine == "" {
-		machine = "q35"
-	}
+func findUEFI(root string, w Wanted) (UEFI, error) {
+	w = w.normal()
 	exists := func(u UEFI) bool {
 		for _, name := range []string{u.Code, u.Vars} {
 			if st, err := os.Stat(filepath.Join(root, name)); err != nil || !st.Mode().IsRegular() {
@@ -123,6 +161,7 @@ func findUEFI(root, machine string) (UEFI, error) {
 		}
 		return true
 	}
+	var found []UEFI
 	var broken []string
 	for _, name := range descriptorFiles(root) {
 		data, err := os.ReadFile(name)
@@ -134,24 +173,40 @@ func findUEFI(root, machine string) (UEFI, error) {
 			broken = append(broken, fmt.Sprintf("%s is broken: %v", name, err))
 			continue
 		}
-		u := UEFI{Code: d.Mapping.Executable.Filename, Vars: d.Mapping.Vars.Filename}
-		if d.plainUEFI(machine) && exists(u) {
-			return u, nil
+		u := UEFI{Code: d.Mapping.Executable.Filename, Vars: d.Mapping.Vars.Filename, SMM: d.smm()}
+		if d.fits(w) && exists(u) {
+			found = append(found, u)
 		}
 	}
-	// The table's images are for PCs.
-	if strings.HasPrefix(machine, "q35") || strings.HasPrefix(machine, "pc") {
-		for _, u := range knownUEFI {
+	// The table's images are for these machines.
+	if strings.HasPrefix(w.Machine, "q35") || strings.HasPrefix(w.Machine, "pc") || strings.HasPrefix(w.Machine, "virt") {
+		for _, u := range knownUEFI[Wanted{Arch: w.Arch, SecureBoot: w.SecureBoot}] {
 			if exists(u) {
-				return u, nil
+				found = append(found, u)
 			}
 		}
 	}
-	msg := "no UEFI firmware for machine " + machine + ": install the package ovmf (apt-get install ovmf), or boot with BIOS"
+	if !strings.HasPrefix(w.Machine, "q35") && !strings.HasPrefix(w.Machine, "pc-q35-") {
+		found = slices.DeleteFunc(found, func(u UEFI) bool { return u.SMM })
+	}
+	if i := slices.IndexFunc(found, func(u UEFI) bool { return !u.SMM }); i >= 0 {
+		return found[i], nil
+	}
+	if len(found) > 0 {
+		return found[0], nil
+	}
+	what := "UEFI firmware"
+	if w.SecureBoot {
+		what += " with Secure Boot"
+	}
+	msg := fmt.Sprintf("no %s for an %s machine %s: install the package %s (apt-get install %[4]s)", what, w.Arch, w.Machine, uefiPackages[w.Arch])
+	if w.Arch == ArchAMD64 && !w.SecureBoot {
+		msg += ", or boot with BIOS"
+	}
 	for _, b := range broken {
 		msg += "; " + b
 	}
-	return UEFI{}, fmt.Errorf("%s", msg)
+	return UEFI{}, errors.New(msg)
 }
 
 // descriptorFiles lists the descriptors in the order of their names, which is

@@ -45,8 +45,8 @@ func TestDescriptor(t *testing.T) {
 		{"combined", `"flash"`, `"flash", "mode": "combined"`, "q35", false},
 		{"qcow2", `VARS.fd", "format": "raw"`, `VARS.qcow2", "format": "qcow2"`, "q35", false},
 		{"no variables", `"/fw/VARS.fd"`, `""`, "q35", false},
-		{"needs SMM", `"acpi-s3"`, `"requires-smm"`, "q35", false},
-		{"Secure Boot", `"acpi-s3"`, `"secure-boot"`, "q35", false},
+		{"needs SMM", `"acpi-s3"`, `"requires-smm"`, "q35", true},
+		{"Secure Boot in setup mode", `"acpi-s3"`, `"secure-boot"`, "q35", true},
 		{"keys", `"acpi-s3"`, `"enrolled-keys"`, "q35", false},
 		{"unknown feature", `"acpi-s3"`, `"warp-drive"`, "q35", true},
 	} {
@@ -58,7 +58,7 @@ func TestDescriptor(t *testing.T) {
 			t.Errorf("%s: %v", tt.name, err)
 			continue
 		}
-		if got := d.plainUEFI(tt.machine); got != tt.want {
+		if got := d.fits(Wanted{Arch: ArchAMD64, Machine: tt.machine}); got != tt.want {
 			t.Errorf("%s: usable %v; want %v", tt.name, got, tt.want)
 		}
 	}
@@ -75,7 +75,7 @@ func FuzzDescriptor(f *testing.F) {
 		if (d == nil) == (err == nil) {
 			t.Fatalf("%v and %v", d, err)
 		}
-		if d != nil && d.plainUEFI(machine) && (d.Mapping.Executable.Filename == "" || d.Mapping.Vars.Filename == "") {
+		if d != nil && d.fits(Wanted{Arch: ArchAMD64, Machine: machine}) && (d.Mapping.Executable.Filename == "" || d.Mapping.Vars.Filename == "") {
 			t.Fatal("usable without a file")
 		}
 	})
@@ -85,7 +85,11 @@ func TestFindUEFI(t *testing.T) {
 	descriptor := func(name string) string {
 		return strings.NewReplacer("/fw/CODE", "/fw/"+name, "/fw/VARS", "/fw/"+name+"-vars").Replace(debian)
 	}
-	secure := strings.Replace(descriptor("secure"), "acpi-s3", "requires-smm", 1)
+	smm := strings.Replace(descriptor("smm"), "acpi-s3", "requires-smm", 1)
+	secure := strings.Replace(descriptor("secure"), `"acpi-s3"`, `"requires-smm", "secure-boot", "enrolled-keys"`, 1)
+	narrow := strings.Replace(smm, `"x86_64"`, `"i386"`, 1)
+	arm := strings.NewReplacer(`"x86_64"`, `"aarch64"`, "pc-q35-*", "virt-*").Replace(descriptor("arm"))
+	other := Wanted{SecureBoot: true}
 	const (
 		etc = "etc/qemu/firmware/"
 		usr = "usr/share/qemu/firmware/"
@@ -102,20 +106,28 @@ func TestFindUEFI(t *testing.T) {
 		name        string
 		files       []map[string]string
 		descriptors map[string]string
-		machine     string
+		wanted      Wanted
 		want        string // code image, or a part of the error
 	}{
-		{"by name", []map[string]string{images("a", "b")}, map[string]string{usr + "60-b.json": descriptor("b"), usr + "50-a.json": descriptor("a")}, "", "/fw/a.fd"},
-		{"secure ones are passed over", []map[string]string{images("secure", "b")}, map[string]string{usr + "40.json": secure, usr + "60.json": descriptor("b")}, "q35", "/fw/b.fd"},
-		{"machine options", []map[string]string{images("b")}, map[string]string{usr + "60.json": descriptor("b")}, "q35,smm=off", "/fw/b.fd"},
-		{"the administrator's goes first", []map[string]string{images("a", "b")}, map[string]string{usr + "60.json": descriptor("b"), etc + "60.json": descriptor("a")}, "", "/fw/a.fd"},
-		{"an empty one hides", []map[string]string{images("a", "b")}, map[string]string{usr + "50.json": descriptor("a"), etc + "50.json": "", usr + "60.json": descriptor("b")}, "", "/fw/b.fd"},
-		{"missing images", []map[string]string{images("b")}, map[string]string{usr + "50.json": descriptor("a"), usr + "60.json": descriptor("b")}, "", "/fw/b.fd"},
-		{"a broken one does not matter", []map[string]string{images("b")}, map[string]string{usr + "50.json": "{", usr + "60.json": descriptor("b")}, "", "/fw/b.fd"},
-		{"no descriptors", []map[string]string{ovmf}, nil, "", "/usr/share/OVMF/OVMF_CODE_4M.fd"},
-		{"nothing", nil, nil, "", "no UEFI firmware for machine q35: install the package ovmf"},
-		{"nothing but a broken one", nil, map[string]string{usr + "50.json": "{"}, "", "50.json is broken: unexpected end of JSON input"},
-		{"the table is for PCs", []map[string]string{ovmf}, nil, "microvm", "no UEFI firmware for machine microvm"},
+		{"by name", []map[string]string{images("a", "b")}, map[string]string{usr + "60-b.json": descriptor("b"), usr + "50-a.json": descriptor("a")}, Wanted{}, "/fw/a.fd"},
+		{"secure ones are passed over", []map[string]string{images("secure", "b")}, map[string]string{usr + "40.json": secure, usr + "60.json": descriptor("b")}, Wanted{Machine: "q35"}, "/fw/b.fd"},
+		{"the one with SMM comes last", []map[string]string{images("smm", "b")}, map[string]string{usr + "40.json": smm, usr + "60.json": descriptor("b")}, Wanted{}, "/fw/b.fd"},
+		{"SMM where there is no other", []map[string]string{images("smm")}, map[string]string{usr + "40.json": smm}, Wanted{}, "/fw/smm.fd"},
+		{"SMM needs a q35", []map[string]string{images("smm")}, map[string]string{usr + "40.json": smm}, Wanted{Machine: "pc"}, "no UEFI firmware"},
+		{"Secure Boot", []map[string]string{images("secure", "b")}, map[string]string{usr + "40.json": secure, usr + "30.json": descriptor("b")}, other, "/fw/secure.fd"},
+		{"no Secure Boot", []map[string]string{images("b")}, map[string]string{usr + "30.json": descriptor("b")}, other, "no UEFI firmware with Secure Boot for an amd64 machine q35: install the package ovmf"},
+		{"32 bits", []map[string]string{images("smm", "b")}, map[string]string{usr + "40.json": narrow, usr + "30.json": descriptor("b")}, Wanted{Arch: Arch386}, "/fw/smm.fd"},
+		{"arm64", []map[string]string{images("arm", "b")}, map[string]string{usr + "40.json": arm, usr + "30.json": descriptor("b")}, Wanted{Arch: ArchARM64}, "/fw/arm.fd"},
+		{"arm64 is not there", []map[string]string{images("b")}, map[string]string{usr + "30.json": descriptor("b")}, Wanted{Arch: ArchARM64}, "install the package qemu-efi-aarch64"},
+		{"machine options", []map[string]string{images("b")}, map[string]string{usr + "60.json": descriptor("b")}, Wanted{Machine: "q35,smm=off"}, "/fw/b.fd"},
+		{"the administrator's goes first", []map[string]string{images("a", "b")}, map[string]string{usr + "60.json": descriptor("b"), etc + "60.json": descriptor("a")}, Wanted{}, "/fw/a.fd"},
+		{"an empty one hides", []map[string]string{images("a", "b")}, map[string]string{usr + "50.json": descriptor("a"), etc + "50.json": "", usr + "60.json": descriptor("b")}, Wanted{}, "/fw/b.fd"},
+		{"missing images", []map[string]string{images("b")}, map[string]string{usr + "50.json": descriptor("a"), usr + "60.json": descriptor("b")}, Wanted{}, "/fw/b.fd"},
+		{"a broken one does not matter", []map[string]string{images("b")}, map[string]string{usr + "50.json": "{", usr + "60.json": descriptor("b")}, Wanted{}, "/fw/b.fd"},
+		{"no descriptors", []map[string]string{ovmf}, nil, Wanted{}, "/usr/share/OVMF/OVMF_CODE_4M.fd"},
+		{"nothing", nil, nil, Wanted{}, "no UEFI firmware for an amd64 machine q35: install the package ovmf"},
+		{"nothing but a broken one", nil, map[string]string{usr + "50.json": "{"}, Wanted{}, "50.json is broken: unexpected end of JSON input"},
+		{"the table is for PCs", []map[string]string{ovmf}, nil, Wanted{Machine: "microvm"}, "no UEFI firmware for an amd64 machine microvm"},
 	} {
 		root := t.TempDir()
 		for _, set := range append(tt.files, tt.descriptors) {
@@ -129,9 +141,9 @@ func TestFindUEFI(t *testing.T) {
 				}
 			}
 		}
-		u, err := findUEFI(root, tt.machine)
+		u, err := findUEFI(root, tt.wanted)
 		if strings.HasPrefix(tt.want, "/") {
-			if err != nil || u.Code != tt.want || u.Vars == "" {
+			if err != nil || u.Code != tt.want || u.Vars == "" || u.SMM != (strings.Contains(u.Code, "smm") || strings.Contains(u.Code, "secure")) {
 				t.Errorf("%s: %+v, %v; want %s", tt.name, u, err, tt.want)
 			}
 		} else if err == nil || !strings.Contains(err.Error(), tt.want) {

@@ -21,7 +21,7 @@ import (
 
 // Options is what Start needs beside the machine itself.
 type Options struct {
-	QEMU     string             // program; empty: DefaultQEMU
+	QEMU     string             // program; empty: DefaultQEMU of the architecture
 	Taps     []*os.File         // one for each of Spec.NICs; the caller may close them when Start returns
 	Machine  string             // who the machine is in the timeline: a MAC address
 	Timeline *timeline.Recorder // nil: nothing is recorded
@@ -79,7 +79,7 @@ func Start(ctx context.Context, spec Spec, opts Options) (*Machine, error) {
 	if opts.Grace == 0 {
 		opts.Grace = defaultGrace
 	}
-	qemu, err := findQEMU(opts.QEMU)
+	qemu, err := findQEMU(opts.QEMU, spec.Arch)
 	if err != nil {
 		return nil, err
 	}

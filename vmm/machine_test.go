@@ -378,7 +378,7 @@ func TestNICModels(t *testing.T) {
 
 func TestUEFIWritesItsVariables(t *testing.T) {
 	needQEMU(t)
-	uefi, err := FindUEFI("q35")
+	uefi, err := FindUEFI(Wanted{})
 	if err != nil {
 		t.Skip(err)
 	}

@@ -55,17 +55,22 @@ func startProcess(argv []string, files []*os.File, watch io.Writer) (*process, e
 
 func (p *process) kill() { _ = p.cmd.Process.Kill() }
 
-// findQEMU returns the path of the program.
-func findQEMU(name string) (string, error) {
+// findQEMU returns the path of a program; empty means that of the architecture.
+func findQEMU(name, arch string) (string, error) {
+	usual := DefaultQEMU(arch)
 	if name == "" {
-		name = DefaultQEMU
+		name = usual
 	}
 	path, err := exec.LookPath(name)
 	switch {
 	case err == nil:
 		return path, nil
-	case errors.Is(err, exec.ErrNotFound) && name == DefaultQEMU:
-		return "", fmt.Errorf("%s is not installed: install the package qemu-system-x86 (apt-get install qemu-system-x86)", name)
+	case errors.Is(err, exec.ErrNotFound) && name == usual:
+		pkg := "qemu-system-x86"
+		if arch == ArchARM64 {
+			pkg = "qemu-system-arm"
+		}
+		return "", fmt.Errorf("%s is not installed: install the package %s (apt-get install %[2]s)", name, pkg)
 	}
 	return "", fmt.Errorf("QEMU: %w", err)
 }

@@ -12,8 +12,21 @@ import (
 	"strings"
 )
 
-// DefaultQEMU is the program that is run when Options name no other.
-const DefaultQEMU = "qemu-system-x86_64"
+// The processors that a machine can have, in Go's words.
+const (
+	ArchAMD64 = "amd64"
+	ArchARM64 = "arm64"
+	Arch386   = "386" // an amd64 machine whose firmware has 32 bits
+)
+
+// DefaultQEMU is the program that is run for an architecture when Options name
+// no other.
+func DefaultQEMU(arch string) string {
+	if arch == ArchARM64 {
+		return "qemu-system-aarch64"
+	}
+	return "qemu-system-x86_64"
+}
 
 // Accel is what executes the guest's instructions.
 type Accel string
@@ -52,15 +65,18 @@ type NIC struct {
 type UEFI struct {
 	Code string // executable image, used in place and read-only
 	Vars string // template of the variable store; every machine gets a copy of its own
+	SMM  bool   // it guards its variables by system management mode
 }
 
 // Spec is a machine before it exists. The zero value is a q35 with BIOS, one
 // CPU, 1 GiB and no network, run by TCG.
 type Spec struct {
 	Name      string // as shown in process lists and by QMP; empty: none
-	Machine   string // QEMU's machine type, with options after a comma if need be; empty: q35
+	Arch      string // ArchAMD64, which empty means, or ArchARM64
+	Machine   string // QEMU's machine type, with options after a comma if need be; empty: q35, or virt
 	UEFI      UEFI   // zero: BIOS
-	CPU       string // QEMU's CPU model; empty: host with KVM, max without nested virtualization with TCG
+	NoPXE     bool   // UEFI does without PXE, so that it boots by HTTP
+	CPU       string // QEMU's CPU model; empty: host with KVM, with TCG what runs fastest
 	CPUs      int    // 0: 1
 	MemoryMiB int    // 0: 1024
 	Accel     Accel  // empty: AccelTCG
@@ -125,9 +141,15 @@ func (s Spec) Args() ([]string, error) {
 		add("-name", "guest="+optValue(s.Name))
 	}
 
-	// graphics=off is what makes SeaBIOS, and iPXE through it, talk on the
-	// serial port.
-	machine := s.machine() + ",graphics=off"
+	machine := s.machine()
+	if s.Arch != ArchARM64 {
+		// This is what makes SeaBIOS, and iPXE through it, talk on the
+		// serial port.
+		machine += ",graphics=off"
+	}
+	if s.UEFI.SMM {
+		machine += ",smm=on"
+	}
 	if l.varsEdit != 0 {
 		machine += ",pflash0=code,pflash1=vars"
 	}
@@ -143,6 +165,13 @@ func (s Spec) Args() ([]string, error) {
 		add("-add-fd", fmt.Sprintf("set=1,fd=%d", l.varsEdit))
 		add("-blockdev", "node-name=vars,driver=file,filename=/dev/fdset/1")
 	}
+	if s.UEFI.SMM {
+		add("-global", "driver=cfi.pflash01,property=secure,value=on")
+	}
+	if s.NoPXE {
+		add("-fw_cfg", "name=opt/org.tianocore/IPv4PXESupport,string=n")
+		add("-fw_cfg", "name=opt/org.tianocore/IPv6PXESupport,string=n")
+	}
 
 	add("-chardev", fmt.Sprintf("socket,id=console,fd=%d", l.console), "-serial", "chardev:console")
 	add("-chardev", fmt.Sprintf("socket,id=qmp,fd=%d", l.qmp), "-mon", "chardev=qmp,mode=control")
@@ -150,7 +179,7 @@ func (s Spec) Args() ([]string, error) {
 	// Newer OVMF has no network without a source of randomness.
 	add("-device", "virtio-rng-pci")
 	// Reboots stay reboots: chainloading needs them.
-	add("-device", "pvpanic")
+	add("-device", s.pvpanic())
 	if s.OnPanic == PanicPauses {
 		add("-action", "panic=pause")
 	} else {
@@ -183,23 +212,34 @@ func (s Spec) Args() ([]string, error) {
 }
 
 // Command is the whole command line that Start runs, program first; an empty
-// qemu means DefaultQEMU. The descriptors that it names are those of Start.
+// qemu means DefaultQEMU of the architecture. The descriptors that it names are those of Start.
 func (s Spec) Command(qemu string) ([]string, error) {
 	args, err := s.Args()
 	if err != nil {
 		return nil, err
 	}
 	if qemu == "" {
-		qemu = DefaultQEMU
+		qemu = DefaultQEMU(s.Arch)
 	}
 	return append([]string{qemu}, args...), nil
 }
 
 func (s *Spec) machine() string {
-	if s.Machine == "" {
-		return "q35"
+	switch {
+	case s.Machine != "":
+		return s.Machine
+	case s.Arch == ArchARM64:
+		return "virt"
 	}
-	return s.Machine
+	return "q35"
+}
+
+// pvpanic is the device by which a kernel tells that it panics.
+func (s *Spec) pvpanic() string {
+	if s.Arch == ArchARM64 {
+		return "pvpanic-pci"
+	}
+	return "pvpanic"
 }
 
 func (s *Spec) accel() Accel {
@@ -215,6 +255,8 @@ func (s *Spec) cpu() string {
 		return s.CPU
 	case s.accel() == AccelKVM:
 		return "host"
+	case s.Arch == ArchARM64:
+		return "cortex-a57" // max signs pointers, which takes TCG very long
 	}
 	// Without AMD's virtualization, for which Linux sets up a KVM of its
 	// own: a tenth of the time that the kernel takes to boot.
@@ -257,6 +299,12 @@ func (s *Spec) check() error {
 	}
 	model, _, _ := strings.Cut(s.CPU, ",")
 	switch {
+	case s.Arch != "" && s.Arch != ArchAMD64 && s.Arch != ArchARM64:
+		return fmt.Errorf("architecture %q: use amd64 or arm64", s.Arch)
+	case s.Arch == ArchARM64 && s.UEFI == UEFI{} && s.Kernel == "":
+		return fmt.Errorf("an arm64 machine has no BIOS: name a UEFI")
+	case s.NoPXE && s.UEFI == UEFI{}:
+		return fmt.Errorf("no PXE without a UEFI: a BIOS knows nothing else")
 	case model == "host" && s.accel() != AccelKVM:
 		return fmt.Errorf("CPU host needs KVM: use max with %s", s.accel())
 	case s.CPUs < 0:

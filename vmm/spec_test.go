@@ -40,6 +40,18 @@ var specs = map[string]Spec{
 		UEFI: UEFI{Code: "/usr/share/OVMF/OVMF_CODE_4M.fd", Vars: "/usr/share/OVMF/OVMF_VARS_4M.fd"},
 		NICs: []NIC{{MAC: mac1, ROM: ROMNone, BootIndex: 1}},
 	},
+	"secure-boot": {
+		UEFI: UEFI{Code: "/fw/code.fd", Vars: "/fw/vars.fd", SMM: true},
+		NICs: []NIC{{MAC: mac1, ROM: ROMNone, BootIndex: 1}},
+	},
+	"http-boot": {
+		UEFI: UEFI{Code: "/fw/code.fd", Vars: "/fw/vars.fd"}, NoPXE: true,
+		NICs: []NIC{{MAC: mac1, ROM: ROMNone, BootIndex: 1}},
+	},
+	"arm64": {
+		Arch: ArchARM64, UEFI: UEFI{Code: "/fw/code.fd", Vars: "/fw/vars.fd"},
+		NICs: []NIC{{MAC: mac1, ROM: ROMNone, BootIndex: 1}},
+	},
 	"ipxe-kernel": {
 		Kernel: "/usr/lib/ipxe/ipxe.lkrn", InitrdData: []byte("#!ipxe\nshell\n"),
 		NICs: []NIC{{MAC: mac1, ROM: ROMNone}},
@@ -135,6 +147,9 @@ func TestArgsRefuse(t *testing.T) {
 		{"auto", Spec{Accel: AccelAuto}, "resolve it"},
 		{"other accelerator", Spec{Accel: "xen"}, "use kvm or tcg"},
 		{"host CPU without KVM", Spec{CPU: "host,-avx"}, "use max"},
+		{"other architecture", Spec{Arch: "sparc"}, "use amd64 or arm64"},
+		{"arm64 with BIOS", Spec{Arch: ArchARM64}, "no BIOS"},
+		{"no PXE with BIOS", Spec{NoPXE: true}, "without a UEFI"},
 		{"CPUs", Spec{CPUs: -1}, "1 or more"},
 		{"memory", Spec{MemoryMiB: -1}, "positive"},
 		{"variables only", Spec{UEFI: UEFI{Vars: "/vars"}}, "name both"},
