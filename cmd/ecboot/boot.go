@@ -49,9 +49,9 @@ type guest struct {
 // boot starts all guests, waits until each has reached what it is to reach, and
 // stops them.
 func (b *booter) boot(ctx context.Context) (report, error) {
-	accel, why, err := vmm.ResolveAccel(ctx, vmm.Accel(b.options.Accel), userDirs().Cache)
+	accel, why, err := b.options.accel(ctx)
 	if err != nil {
-		return report{}, withCode(exitEnvironment, err)
+		return report{}, err
 	}
 	doc := report{Schema: reportSchema, Firmware: b.options.Firmware, Accel: string(accel), AccelNote: why}
 	if why != "" {
@@ -109,7 +109,7 @@ func worst(list []guestReport) guestReport {
 
 // scriptURL is where a machine finds its iPXE script.
 func scriptURL(server netip.Addr, port uint16, mac boot.MAC) string {
-	return "http://" + netip.AddrPortFrom(server, port).String() + boot.ScriptPath(mac)
+	return httpURL(server, port, boot.ScriptPath(mac))
 }
 
 // ipxeScript is what iPXE runs when QEMU starts it as a kernel. It names the
@@ -120,18 +120,25 @@ const ipxeScript = "#!ipxe\nifconf -c dhcp && chain %s || shell\n"
 func guestSpec(o guestOptions, accel vmm.Accel, i int, mac boot.MAC, ipxe, scriptURL string) (vmm.Spec, error) {
 	nic := vmm.NIC{Model: o.NIC, MAC: mac.HardwareAddr(), BootIndex: 1, Pcap: numbered(o.PCAP, i)}
 	spec := vmm.Spec{
-		Name: guestName(i), Machine: o.Machine, CPUs: o.CPUs, MemoryMiB: o.Memory.MiB(),
+		Name: guestName(i), Arch: o.Arch, Machine: o.machineType(), CPUs: o.CPUs, MemoryMiB: o.Memory.MiB(),
 		Accel: accel, Extra: o.Extra,
 	}
 	if o.ROM == "none" {
 		nic.ROM = vmm.ROMNone
 	}
-	if o.FirstStage == "ipxe" {
+	switch o.FirstStage {
+	case stageIPXE:
 		nic.ROM, nic.BootIndex = vmm.ROMNone, 0
 		spec.Kernel, spec.InitrdData = ipxe, fmt.Appendf(nil, ipxeScript, scriptURL)
+	case stagePXE, stageHTTP:
+		nic.ROM, spec.NoPXE = vmm.ROMNone, o.FirstStage == stageHTTP
 	}
-	if o.Firmware == "uefi" {
-		uefi, err := vmm.FindUEFI(o.Machine)
+	if o.Firmware != "bios" {
+		wanted := vmm.Wanted{Arch: o.Arch, Machine: spec.Machine, SecureBoot: o.SecureBoot}
+		if o.Firmware == "uefi-ia32" {
+			wanted.Arch = vmm.Arch386
+		}
+		uefi, err := vmm.FindUEFI(wanted)
 		if err != nil {
 			return spec, withCode(exitEnvironment, err)
 		}
@@ -326,9 +333,9 @@ func (b *booter) stop(g *guest) {
 // dryRun prints the QEMU command of every guest. The descriptors that it names
 // are opened by run: the console, the monitor, the UEFI variables, the tap.
 func dryRun(ctx context.Context, w io.Writer, o guestOptions, server netip.Addr, port uint16) error {
-	accel, _, err := vmm.ResolveAccel(ctx, vmm.Accel(o.Accel), userDirs().Cache)
+	accel, _, err := o.accel(ctx)
 	if err != nil {
-		return withCode(exitEnvironment, err)
+		return err
 	}
 	var ipxe string
 	if o.FirstStage == "ipxe" {

@@ -35,7 +35,7 @@ func newDoctorCommand(configPath *string) *cobra.Command {
 				return accel == vmm.AccelKVM, why
 			}
 			env.Firmware = func() (string, error) {
-				uefi, err := vmm.FindUEFI(cfg.Guest.Machine)
+				uefi, err := vmm.FindUEFI(vmm.Wanted{Machine: cfg.Guest.Machine})
 				return uefi.Code, err
 			}
 			env.Images = describeImages

@@ -1,11 +1,13 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"hash/fnv"
 	"os"
 	"regexp"
+	"runtime"
 	"strings"
 	"time"
 
@@ -13,13 +15,14 @@ import (
 
 	"github.com/every-channel/ecboot/internal/boot"
 	"github.com/every-channel/ecboot/internal/config"
+	"github.com/every-channel/ecboot/vmm"
 )
 
 // guestOptions is all that the command line and the configuration say of the
 // guests to run.
 type guestOptions struct {
 	config.Guest
-	FirstStage string // rom or ipxe
+	FirstStage string // of the constants stage…
 	Chainload  bool
 	Banner     bool // leave iPXE the two seconds in which it waits for Ctrl-B
 	Count      int
@@ -29,6 +32,14 @@ type guestOptions struct {
 	Extra      []string // arguments for QEMU
 	Attach     bool     // sit down at the console once the guest is ready
 }
+
+// What a guest begins its boot with.
+const (
+	stageROM  = "rom"  // the NIC's ROM or, for UEFI without one, the firmware
+	stageIPXE = "ipxe" // iPXE as the kernel, with BIOS only
+	stagePXE  = "pxe"  // the firmware's own PXE, with UEFI only
+	stageHTTP = "http" // the firmware's own HTTP Boot, with UEFI only
+)
 
 // condition is what a boot waits for.
 type condition struct {
@@ -59,23 +70,25 @@ func parseCondition(s string) (condition, error) {
 
 // guestFlags are the flags that run and boot share, as they were typed.
 type guestFlags struct {
-	firmware, nic, rom, firstStage, accel, machine string
-	memory, appendix, until, mac                   string
-	pcap, output                                   string
-	cpus, count                                    int
-	timeout                                        time.Duration
-	dryRun, chainload, banner                      bool
-	segment                                        segmentFlags
+	arch, firmware, nic, rom, firstStage, accel, machine string
+	memory, appendix, until, mac                         string
+	pcap, output                                         string
+	cpus, count                                          int
+	timeout                                              time.Duration
+	dryRun, chainload, banner, secureBoot                bool
+	segment                                              segmentFlags
 }
 
 func (f *guestFlags) register(cmd *cobra.Command) {
 	d := config.Default().Guest
 	fs := cmd.Flags()
-	fs.StringVar(&f.firmware, "firmware", d.Firmware, "`bios|uefi`")
+	fs.StringVar(&f.arch, "arch", d.Arch, "`amd64|arm64`; arm64 has UEFI and a machine of its own")
+	fs.StringVar(&f.firmware, "firmware", d.Firmware, "`bios|uefi|uefi-ia32`")
+	fs.BoolVar(&f.secureBoot, "secure-boot", d.SecureBoot, "a UEFI with Microsoft's keys that runs nothing unsigned")
 	fs.StringVar(&f.machine, "machine", d.Machine, "QEMU machine `TYPE`, q35 or pc")
 	fs.StringVar(&f.nic, "nic", d.NIC, "QEMU network device `MODEL`, such as e1000")
 	fs.StringVar(&f.rom, "rom", d.ROM, "the NIC's boot ROM: `default|none`; none leaves UEFI to its own PXE")
-	fs.StringVar(&f.firstStage, "first-stage", "rom", "`rom|ipxe`; ipxe starts iPXE as the kernel, faster, BIOS only")
+	fs.StringVar(&f.firstStage, "first-stage", stageROM, "`rom|ipxe|pxe|http`; ipxe starts iPXE as the kernel, faster, BIOS only; pxe and http are UEFI's own")
 	fs.BoolVar(&f.chainload, "chainload", false, "load ecboot's own iPXE over TFTP even if the ROM's would do")
 	fs.BoolVar(&f.banner, "ipxe-banner", false, "let iPXE wait two seconds for Ctrl-B; otherwise a key is pressed for it")
 	fs.StringVar(&f.accel, "accel", d.Accel, "`auto|kvm|tcg`")
@@ -102,7 +115,7 @@ func (f *guestFlags) options(cmd *cobra.Command, cfg *config.Config, seg config.
 		to   *string
 		from string
 	}{
-		{"firmware", &o.Firmware, f.firmware}, {"machine", &o.Machine, f.machine}, {"nic", &o.NIC, f.nic},
+		{"arch", &o.Arch, f.arch}, {"firmware", &o.Firmware, f.firmware}, {"machine", &o.Machine, f.machine}, {"nic", &o.NIC, f.nic},
 		{"rom", &o.ROM, f.rom}, {"accel", &o.Accel, f.accel},
 	} {
 		if changed(s.flag) {
@@ -119,16 +132,20 @@ func (f *guestFlags) options(cmd *cobra.Command, cfg *config.Config, seg config.
 		}
 		bad(fmt.Errorf("--%s %s: want %s", flag, value, strings.Join(allowed, " or ")))
 	}
-	oneOf("firmware", o.Firmware, "bios", "uefi")
+	oneOf("arch", o.Arch, vmm.ArchAMD64, vmm.ArchARM64)
+	oneOf("firmware", o.Firmware, "bios", "uefi", "uefi-ia32")
 	oneOf("rom", o.ROM, "default", "none")
 	oneOf("accel", o.Accel, "auto", "kvm", "tcg")
-	oneOf("first-stage", o.FirstStage, "rom", "ipxe")
+	oneOf("first-stage", o.FirstStage, stageROM, stageIPXE, stagePXE, stageHTTP)
 	oneOf("output", f.output, "text", "json")
-	if o.FirstStage == "ipxe" && o.Firmware == "uefi" {
-		bad(errors.New("--first-stage ipxe starts guests with BIOS only: leave it out, or use --firmware bios"))
+	if changed("secure-boot") {
+		o.SecureBoot = f.secureBoot
 	}
-	if o.FirstStage == "rom" && o.Firmware == "bios" && o.ROM == "none" {
-		bad(errors.New("--rom none leaves a BIOS guest nothing to boot from: use --firmware uefi, or --first-stage ipxe"))
+	if o.Arch == vmm.ArchARM64 && !changed("firmware") {
+		o.Firmware = "uefi"
+	}
+	if err := o.checkFirmware(); err != nil {
+		bad(err)
 	}
 	if changed("memory") {
 		size, err := config.ParseSize(f.memory)
@@ -173,6 +190,44 @@ func (f *guestFlags) options(cmd *cobra.Command, cfg *config.Config, seg config.
 		o.Extra = cmd.Flags().Args()[at:]
 	}
 	return o, withCode(exitUsage, errors.Join(errs...))
+}
+
+// checkFirmware says what of firmware, architecture and first stage does not go
+// together.
+func (o guestOptions) checkFirmware() error {
+	bios := o.Firmware == "bios"
+	switch {
+	case o.Arch == vmm.ArchARM64 && o.Firmware != "uefi":
+		return errors.New("--arch arm64 has UEFI only: leave out --firmware")
+	case o.FirstStage == stageIPXE && !bios:
+		return errors.New("--first-stage ipxe starts guests with BIOS only: leave it out, or use --firmware bios")
+	case (o.FirstStage == stagePXE || o.FirstStage == stageHTTP) && bios:
+		return fmt.Errorf("--first-stage %s is UEFI's own: use --firmware uefi, too", o.FirstStage)
+	case o.FirstStage == stageROM && bios && o.ROM == "none":
+		return errors.New("--rom none leaves a BIOS guest nothing to boot from: use --firmware uefi, or --first-stage ipxe")
+	case o.SecureBoot && bios:
+		return errors.New("--secure-boot is UEFI's: use --firmware uefi, too")
+	case o.SecureBoot && o.FirstStage == stageROM && o.ROM != "none":
+		return errors.New("--secure-boot does not run the NIC's ROM, which nobody has signed: use --first-stage pxe or http")
+	}
+	return nil
+}
+
+// machineType is QEMU's machine type; that of the configuration is for PCs.
+func (o guestOptions) machineType() string {
+	if o.Arch == vmm.ArchARM64 {
+		return "virt"
+	}
+	return o.Machine
+}
+
+// accel decides what runs the guests, and says why if that is worth a word.
+func (o guestOptions) accel(ctx context.Context) (accel vmm.Accel, why string, err error) {
+	if o.Arch != runtime.GOARCH && o.Accel == string(vmm.AccelAuto) {
+		return vmm.AccelTCG, "the guest's processor is not the host's", nil
+	}
+	accel, why, err = vmm.ResolveAccel(ctx, vmm.Accel(o.Accel), userDirs().Cache)
+	return accel, why, withCode(exitEnvironment, err)
 }
 
 // defaultMAC is always the same on a private segment, where it meets no other.

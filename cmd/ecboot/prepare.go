@@ -2,12 +2,14 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 
@@ -15,13 +17,16 @@ import (
 	"github.com/every-channel/ecboot/initramfs"
 	"github.com/every-channel/ecboot/internal/boot"
 	"github.com/every-channel/ecboot/internal/config"
+	"github.com/every-channel/ecboot/internal/netroot"
 )
 
 // bootFiles is all that will be served, as files of this machine.
 type bootFiles struct {
 	nbp     fs.FS
-	ipxe    string                   // iPXE in the form of a kernel, for --first-stage ipxe
-	sources map[config.Source]string // where the files are that the configuration has notations for
+	ipxe    string                      // iPXE in the form of a kernel, for --first-stage ipxe
+	sources map[config.Source]string    // where the files are that the configuration has notations for
+	signed  map[string]string           // programs of Secure Boot, name to path
+	shims   map[boot.Platform]boot.Shim // those of them that begin it
 }
 
 // prepare turns the sources that the configuration names into files: images of
@@ -47,8 +52,37 @@ func prepare(ctx context.Context, cfg *config.Config, log *slog.Logger) (*bootFi
 			}
 			files.sources[s] = path
 		}
+		if p.SecureBoot && files.shims == nil {
+			if err := files.findSigned(cfg.Server); err != nil {
+				return nil, fmt.Errorf("profile %s: %w", p.Name, withCode(exitEnvironment, err))
+			}
+		}
 	}
 	return files, nil
+}
+
+// findSigned finds the programs of Secure Boot. For platforms that have none
+// here the machines say so when they ask.
+func (f *bootFiles) findSigned(cfg config.Server) error {
+	f.signed, f.shims = map[string]string{}, map[boot.Platform]boot.Shim{}
+	var missing error
+	for _, p := range netroot.SecurePlatforms() {
+		chain, err := netroot.FindSigned(p, netroot.Signed{Shim: cfg.Shim[p], GRUB: cfg.GRUB[p]})
+		if err != nil {
+			missing = cmp.Or(missing, err)
+			continue
+		}
+		http, err := netroot.FetchesHTTP(chain.GRUB)
+		if err != nil {
+			return err
+		}
+		maps.Copy(f.signed, chain.Programs(p))
+		f.shims[p] = boot.Shim{Name: netroot.ShimName(p), HTTP: http}
+	}
+	if len(f.shims) == 0 {
+		return missing
+	}
+	return nil
 }
 
 // inventory is a configuration's inventory with files in the place of sources.
@@ -58,6 +92,9 @@ func (f *bootFiles) inventory(cfg *config.Config, seg config.Segment) *boot.Inve
 		p.Kernel.Path = f.sources[config.Source(p.Kernel.Path)]
 		for i := range p.Initrds {
 			p.Initrds[i].Path = f.sources[config.Source(p.Initrds[i].Path)]
+		}
+		if p.SecureBoot {
+			p.Signed = f.shims
 		}
 		inv.Profiles[name] = p
 	}

@@ -145,7 +145,7 @@ func (f *guestFlags) launch(cmd *cobra.Command, cfg *config.Config, profile stri
 	}
 	inventory := guestInventory(cfg, seg, files, o, profile)
 	stack, err := openStack(stackConfig{
-		Segments: []config.Segment{seg}, Server: cfg.Server, NBP: files.nbp,
+		Segments: []config.Segment{seg}, Server: cfg.Server, Files: files,
 		Inventory: func(config.Segment) *boot.Inventory { return inventory },
 		LeaseFile: func(string) string { return run.file(leaseFileName) }, NoteDir: run.path, CertificateDir: certificateDir(cfg), Log: log,
 	})

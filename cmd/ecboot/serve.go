@@ -69,7 +69,7 @@ func serve(ctx context.Context, configPath string, cfg *config.Config, segments 
 		return err
 	}
 	stack, err := openStack(stackConfig{
-		Segments: segments, Server: cfg.Server, NBP: files.nbp,
+		Segments: segments, Server: cfg.Server, Files: files,
 		Inventory: func(seg config.Segment) *boot.Inventory { return files.inventory(cfg, seg) },
 		LeaseFile: func(segment string) string { return leaseFile(cfg, segment) }, NoteDir: run.path, CertificateDir: certificateDir(cfg), Log: log,
 	})

@@ -20,6 +20,7 @@ import (
 	"github.com/every-channel/ecboot/internal/boot"
 	"github.com/every-channel/ecboot/internal/config"
 	"github.com/every-channel/ecboot/internal/lan"
+	"github.com/every-channel/ecboot/internal/netroot"
 	"github.com/every-channel/ecboot/internal/timeline"
 	"github.com/every-channel/ecboot/tftpd"
 )
@@ -52,7 +53,7 @@ type stackConfig struct {
 	Segments  []config.Segment
 	Server    config.Server
 	Inventory func(config.Segment) *boot.Inventory
-	NBP       fs.FS                       // boot programs
+	Files     *bootFiles
 	LeaseFile func(segment string) string // its directory is made when missing
 	NoteDir   string                      // for what must be undone after a kill, a directory per segment
 	// CertificateDir is for the CA and the certificates of HTTPS, if there is
@@ -124,10 +125,14 @@ func (s *stack) open(cfg stackConfig, seg config.Segment) (err error) {
 		return err
 	}
 
+	root := netroot.New(netroot.Config{
+		Programs: cfg.Files.nbp, Signed: cfg.Files.signed, Server: address.Addr(),
+		URL: func(path string) string { return httpURL(address.Addr(), cfg.Server.HTTPPort, path) },
+	})
+	files := func(client netip.Addr) fs.FS { return root.View(one.inventory.Load(), one.clientAt(client), client) }
 	allow := cfg.allow(one.Segment)
 	tftp, err := tftpd.New(tftpd.Config{
-		Addr: address.Addr(), Interface: iface, Files: func(netip.Addr) fs.FS { return cfg.NBP },
-		Allow: allow, MTU: one.lan.MTU(),
+		Addr: address.Addr(), Interface: iface, Files: files, Allow: allow, MTU: one.lan.MTU(),
 		Who: one.who, Timeline: s.timeline, Logger: cfg.Log,
 	})
 	if err != nil {
@@ -142,7 +147,7 @@ func (s *stack) open(cfg stackConfig, seg config.Segment) (err error) {
 	http, err := httpboot.New(httpboot.Config{
 		Addr: address.Addr(), Interface: iface, Port: cfg.Server.HTTPPort, Inventory: one.inventory.Load,
 		Certificate: certificate, TLSPort: cfg.Server.HTTPSPort,
-		Files: func(netip.Addr) fs.FS { return cfg.NBP }, Allow: allow,
+		Files: files, Allow: allow,
 		Who: one.who, Timeline: s.timeline, Logger: cfg.Log,
 	})
 	if err != nil {
@@ -236,6 +241,24 @@ func routes(list []config.Route) []dhcpd.Route {
 		out[i] = dhcpd.Route(r)
 	}
 	return out
+}
+
+// clientAt is who has an address: the zero Client if we do not know.
+func (s *segment) clientAt(a netip.Addr) boot.Client {
+	mac, err := boot.ParseMAC(s.who(a))
+	if err != nil {
+		return boot.Client{}
+	}
+	return s.client(mac)
+}
+
+// httpURL is the URL of an absolute path on the HTTP server of a segment.
+func httpURL(server netip.Addr, port uint16, path string) string {
+	host := server.String()
+	if port != httpboot.DefaultPort {
+		host = netip.AddrPortFrom(server, port).String()
+	}
+	return "http://" + host + path
 }
 
 // pool is a segment's ranges as one, with the gaps between them taken out.

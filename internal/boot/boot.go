@@ -14,13 +14,6 @@ const (
 	NBPIPXE     = "ipxe.efi"      // iPXE for UEFI x64 with its own NIC drivers
 )
 
-// The boot programs of Secure Boot: shim, which Microsoft signed, by platform.
-// Each loads a signed GRUB from beside it.
-const (
-	NBPShimX64   = "shimx64.efi"
-	NBPShimARM64 = "shimaa64.efi"
-)
-
 // File is one file that a profile boots: Name in URLs, Path on this machine.
 type File struct {
 	Name string
@@ -49,8 +42,17 @@ type Profile struct {
 	EFI      File   // an EFI program that stands alone
 
 	// SecureBoot starts Kernel through shim and GRUB, which check signatures,
-	// on firmware that has no iPXE that Secure Boot would let run.
+	// on UEFI firmware: Secure Boot does not let our iPXE run there. Signed
+	// are the shims that are there.
 	SecureBoot bool
+	Signed     map[Platform]Shim
+}
+
+// Shim is the first of the signed boot programs of a platform. It loads a GRUB
+// from beside it.
+type Shim struct {
+	Name string // as the firmware asks for it
+	HTTP bool   // the GRUB can go on by HTTP where that is how it was loaded
 }
 
 // Local reports whether the profile is to leave the machine to its own disk.
@@ -122,13 +124,15 @@ func NextStage(c Client, m Machine, p Profile) Bootfile {
 		case c.Loaded:
 			return Bootfile{Why: fmt.Sprintf("the iPXE %s that it was given cannot fetch HTTP and boot Linux", c.IPXE.Version)}
 		}
-	} else if p.SecureBoot {
-		if shim := shims[c.Platform()]; shim != "" {
-			return fetch(c, shim)
+	} else if p.SecureBoot && c.Platform() != BIOS {
+		shim, ok := p.Signed[c.Platform()]
+		switch {
+		case !ok:
+			return Bootfile{Why: fmt.Sprintf("no shim and GRUB for %s; install them or name them in [server]", c.Platform())}
+		case c.Kind == KindHTTP && !shim.HTTP:
+			return Bootfile{Why: "its signed GRUB knows no HTTP; let the firmware boot by PXE, or name a GRUB 2.12 in [server]"}
 		}
-		if c.Platform() != BIOS {
-			return Bootfile{Why: fmt.Sprintf("no signed boot program for %s", c.Platform())}
-		}
+		return fetch(c, shim.Name)
 	}
 	nbp := m.NBP
 	if nbp == "" {
@@ -151,5 +155,3 @@ func fetch(c Client, program string) Bootfile {
 // defaultNBPs prefers the builds that use the firmware's NIC driver: it has
 // just worked, and iPXE's own driver of that NIC may not.
 var defaultNBPs = map[Platform]string{BIOS: NBPUndionly, UEFIX64: NBPSNPOnly}
-
-var shims = map[Platform]string{UEFIX64: NBPShimX64, UEFIARM64: NBPShimARM64}

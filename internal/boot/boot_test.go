@@ -76,7 +76,9 @@ func TestClassifyReadsUUIDAndFeatures(t *testing.T) {
 func TestNextStage(t *testing.T) {
 	profile := Profile{Name: "default", Kernel: File{Name: "vmlinuz"}}
 	tree := &Profile{Name: "tree", Tree: "/srv/tree", Programs: map[Platform]string{BIOS: "pxelinux.0", UEFIX64: "grub/grubx64.efi"}}
-	signed := &Profile{Name: "signed", Kernel: File{Name: "vmlinuz"}, SecureBoot: true}
+	signed := &Profile{Name: "signed", Kernel: File{Name: "vmlinuz"}, SecureBoot: true, Signed: map[Platform]Shim{
+		UEFIX64: {Name: "shimx64.efi", HTTP: true}, UEFIARM64: {Name: "shimaa64.efi"},
+	}}
 	script := Bootfile{Via: ViaHTTP, Path: "/ipxe/52:54:00:12:34:56"}
 	tests := []struct {
 		name    string
@@ -111,7 +113,9 @@ func TestNextStage(t *testing.T) {
 		{name: "Secure Boot", opts: opts{60: "PXEClient", 93: "\x00\x07"}, profile: signed, want: Bootfile{Via: ViaTFTP, Path: "shimx64.efi"}},
 		{name: "Secure Boot by HTTP", opts: opts{60: "HTTPClient", 93: "\x00\x10"}, profile: signed, want: Bootfile{Via: ViaHTTP, Path: "/nbp/shimx64.efi"}},
 		{name: "Secure Boot on BIOS", opts: opts{60: "PXEClient", 93: "\x00\x00"}, profile: signed, want: Bootfile{Via: ViaTFTP, Path: "undionly.kpxe"}},
-		{name: "Secure Boot on IA32", opts: opts{60: "PXEClient", 93: "\x00\x06"}, profile: signed, why: "no signed boot program"},
+		{name: "Secure Boot on IA32", opts: opts{60: "PXEClient", 93: "\x00\x06"}, profile: signed, why: "no shim and GRUB for uefi-ia32"},
+		{name: "Secure Boot on ARM64", opts: opts{60: "PXEClient", 93: "\x00\x0b"}, profile: signed, want: Bootfile{Via: ViaTFTP, Path: "shimaa64.efi"}},
+		{name: "Secure Boot by HTTP with a GRUB that cannot", opts: opts{60: "HTTPClient", 93: "\x00\x13"}, profile: signed, why: "knows no HTTP"},
 		{name: "Secure Boot and an iPXE that runs", opts: opts{77: "iPXE", 93: "\x00\x07", 175: efiIPXE}, profile: signed, want: script},
 		{name: "local disk", opts: opts{60: "PXEClient", 93: "\x00\x07"}, profile: &Profile{Name: LocalName}, why: "local disk"},
 		{name: "local disk from iPXE", opts: opts{77: "iPXE", 93: "\x00\x00", 175: fullIPXE}, profile: &Profile{Name: LocalName}, want: script},

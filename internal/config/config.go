@@ -163,6 +163,8 @@ type Server struct {
 	TLSCertificate string                   // absolute path of a PEM file; empty: one is made
 	TLSKey         string                   // of TLSCertificate
 	NBP            map[boot.Platform]string // absolute paths of boot programs, instead of those that ecboot carries
+	Shim           map[boot.Platform]string // absolute paths of shims for Secure Boot, instead of those that are installed
+	GRUB           map[boot.Platform]string // and of the GRUBs that they load
 }
 
 // DefaultProfile is the profile of machines that name none. A file that does
@@ -260,15 +262,17 @@ type Rule struct {
 
 // Guest is the defaults of a virtual machine.
 type Guest struct {
-	Firmware string // "bios" or "uefi"
-	Machine  string // "q35" or "pc"
-	Memory   Size   // whole mebibytes
-	CPUs     int
-	NIC      string // QEMU device model
-	ROM      string // "default" or "none"
-	Accel    string // "auto", "kvm" or "tcg"
-	Timeout  time.Duration
-	Append   string // added to the kernel command line of the profile
+	Arch       string // "amd64" or "arm64", which has UEFI and a machine of its own
+	Firmware   string // "bios", "uefi" or "uefi-ia32"
+	SecureBoot bool   // UEFI with Microsoft's keys that runs nothing unsigned
+	Machine    string // "q35" or "pc"
+	Memory     Size   // whole mebibytes
+	CPUs       int
+	NIC        string // QEMU device model
+	ROM        string // "default" or "none"
+	Accel      string // "auto", "kvm" or "tcg"
+	Timeout    time.Duration
+	Append     string // added to the kernel command line of the profile
 }
 
 // Default returns the configuration of an empty file.
@@ -286,6 +290,7 @@ func Default() *Config {
 			Cmdline: defaultCmdline,
 		}},
 		Guest: Guest{
+			Arch:     "amd64",
 			Firmware: "bios",
 			Machine:  "q35",
 			Memory:   1 << 30,

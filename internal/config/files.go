@@ -58,8 +58,10 @@ func (r *reader) readFiles(c *Config) {
 
 // readPrograms checks the boot programs and certificates that are files.
 func (r *reader) readPrograms(c *Config) {
-	for platform, path := range c.Server.NBP {
-		r.checkFile(join("server.nbp", string(platform)), path)
+	for key, programs := range map[string]map[boot.Platform]string{"server.nbp": c.Server.NBP, "server.shim": c.Server.Shim, "server.grub": c.Server.GRUB} {
+		for platform, path := range programs {
+			r.checkFile(join(key, string(platform)), path)
+		}
 	}
 	for _, f := range []struct{ key, path string }{{"server.tls_certificate", c.Server.TLSCertificate}, {"server.tls_key", c.Server.TLSKey}} {
 		if f.path != "" {

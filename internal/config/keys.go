@@ -126,11 +126,15 @@ func serverKeys(s *section, srv *Server) {
 	key(s, "tls_certificate", optional(s.filePath()), &srv.TLSCertificate)
 	key(s, "tls_key", optional(s.filePath()), &srv.TLSKey)
 	pairs(s, "nbp", platform, s.filePath(), &srv.NBP)
+	pairs(s, "shim", platform, s.filePath(), &srv.Shim)
+	pairs(s, "grub", platform, s.filePath(), &srv.GRUB)
 	s.end()
 }
 
 func guestKeys(s *section, g *Guest) {
-	key(s, "firmware", oneOf("bios", "uefi"), &g.Firmware)
+	key(s, "arch", oneOf("amd64", "arm64"), &g.Arch)
+	key(s, "firmware", oneOf("bios", "uefi", "uefi-ia32"), &g.Firmware)
+	key(s, "secure_boot", boolean, &g.SecureBoot)
 	key(s, "machine", oneOf("q35", "pc"), &g.Machine)
 	key(s, "memory", guestMemory, &g.Memory)
 	key(s, "cpus", cpuCount, &g.CPUs)

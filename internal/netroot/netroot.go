@@ -26,9 +26,8 @@ import (
 type Config struct {
 	// Programs are the boot programs that ecboot carries; nil: none.
 	Programs fs.FS
-	// Given are boot programs of this machine, name to path; they come before
-	// those of Programs.
-	Given map[string]string
+	// Signed are the files of Secure Boot, name to path.
+	Signed map[string]string
 	// Server is the address of the servers, for templates.
 	Server netip.Addr
 	// URL returns the URL of an absolute path on the HTTP server; nil: the
@@ -45,7 +44,7 @@ func New(cfg Config) *Root { return &Root{cfg} }
 // View is what a client at an address may fetch. A client of which nothing is
 // known has the boot programs and the files of the profiles.
 func (r *Root) View(inv *boot.Inventory, c boot.Client, addr netip.Addr) fs.FS {
-	v := &view{root: r, client: c, addr: addr, profiles: inv.Profiles}
+	v := &view{root: r, client: c, addr: addr, inventory: inv}
 	v.machine, v.profile, _ = inv.Lookup(c)
 	return v
 }
@@ -53,23 +52,23 @@ func (r *Root) View(inv *boot.Inventory, c boot.Client, addr netip.Addr) fs.FS {
 // view is the file system of one client. It has no directories: a boot program
 // asks for files by name.
 type view struct {
-	root     *Root
-	client   boot.Client
-	addr     netip.Addr
-	machine  boot.Machine
-	profile  boot.Profile
-	profiles map[string]boot.Profile
+	root      *Root
+	client    boot.Client
+	addr      netip.Addr
+	inventory *boot.Inventory
+	machine   boot.Machine
+	profile   boot.Profile
 }
 
 // Open opens a file by the first of these that has it. A tree comes before our
 // own programs: it is served as it is.
 func (v *view) Open(name string) (fs.File, error) {
 	missing := &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
-	if !fs.ValidPath(name) {
+	switch {
+	case !fs.ValidPath(name):
 		missing.Err = fs.ErrInvalid
 		return nil, missing
-	}
-	if name == "." {
+	case name == ".":
 		return nil, missing
 	}
 	for _, open := range []func(string) (fs.File, error){v.artifact, v.tree, v.program, v.grubConfig} {
@@ -78,7 +77,37 @@ func (v *view) Open(name string) (fs.File, error) {
 			return f, err
 		}
 	}
+	if isOptional(name) {
+		return nil, optionalError{missing}
+	}
 	return nil, missing
+}
+
+// optionalError is of a file that a boot program asks for in case it is there:
+// the servers do not take it for a failure.
+type optionalError struct{ error }
+
+func (e optionalError) Unwrap() error { return e.error }
+
+// Optional is what the servers look for.
+func (optionalError) Optional() bool { return true }
+
+// isOptional knows what boot programs try.
+func isOptional(name string) bool {
+	dir, base := path.Split(name)
+	if path.Base(dir) == "pxelinux.cfg" {
+		return true // a name for the UUID, the MAC and each prefix of the address; U-Boot does the same
+	}
+	for _, pattern := range []string{
+		"revocations*.efi", "shim_certificate_*.efi", // shim
+		"*.lst", "grub.cfg-*", // GRUB
+		"autoexec.ipxe",
+	} {
+		if ok, _ := path.Match(pattern, base); ok {
+			return true
+		}
+	}
+	return false
 }
 
 // artifact opens profile/NAME/FILE, where HTTP has it too. Only names that the
@@ -88,7 +117,7 @@ func (v *view) artifact(name string) (fs.File, error) {
 	if len(elems) != 3 || elems[0] != "profile" {
 		return nil, nil
 	}
-	p := v.profiles[elems[1]]
+	p := v.inventory.Profiles[elems[1]]
 	files := append([]boot.File{p.Kernel, p.EFI}, p.Initrds...)
 	i := slices.IndexFunc(files, func(f boot.File) bool { return f.Name == elems[2] })
 	if i < 0 {
@@ -122,13 +151,13 @@ func (v *view) tree(name string) (fs.File, error) {
 	return f, nil
 }
 
-// program opens a boot program.
+// program opens a boot program: one that the configuration names, or one of
+// ours.
 func (v *view) program(name string) (fs.File, error) {
-	if name == v.profile.EFI.Name {
-		return openFile(v.profile.EFI.Path)
-	}
-	if p := v.root.cfg.Given[name]; p != "" {
-		return openFile(p)
+	for _, files := range []map[string]string{v.inventory.Files, v.root.cfg.Signed} {
+		if p := files[name]; p != "" {
+			return openFile(p)
+		}
 	}
 	if v.root.cfg.Programs == nil {
 		return nil, nil

@@ -71,9 +71,10 @@ func sample(t testing.TB) (*Root, *boot.Inventory) {
 			"tool": {Name: "tool", EFI: boot.File{Name: "memtest.efi", Path: write(t, dir, "m", "memtest")}},
 		},
 	}
+	inv.Files = map[string]string{"lost.efi": filepath.Join(dir, "lost"), "u-boot.scr": write(t, dir, "u", "U-Boot")}
 	return New(Config{
 		Programs: fstest.MapFS{"snponly.efi": {Data: []byte("ours")}, "undionly.kpxe": {Data: []byte("BIOS")}},
-		Given:    map[string]string{"grubx64.efi": write(t, dir, "g", "GRUB"), "lost.efi": filepath.Join(dir, "lost")},
+		Signed:   map[string]string{"grubx64.efi": write(t, dir, "g", "GRUB")},
 		Server:   netip.MustParseAddr("10.77.0.1"),
 		URL:      func(path string) string { return "http://10.77.0.1" + path },
 	}), inv
@@ -91,7 +92,8 @@ func TestView(t *testing.T) {
 	}{
 		{"program", kernelMAC, "snponly.efi", "ours", nil},
 		{"program for a stranger", stranger, "undionly.kpxe", "BIOS", nil},
-		{"given program", kernelMAC, "grubx64.efi", "GRUB", nil},
+		{"signed program", kernelMAC, "grubx64.efi", "GRUB", nil},
+		{"given program", kernelMAC, "u-boot.scr", "U-Boot", nil},
 		{"given program that is lost", kernelMAC, "lost.efi", "", errAny},
 		{"no such program", kernelMAC, "revocations.efi", "", fs.ErrNotExist},
 		{"kernel", kernelMAC, "profile/linux/vmlinuz", "kernel", nil},
@@ -101,8 +103,7 @@ func TestView(t *testing.T) {
 		{"no such file of a profile", kernelMAC, "profile/linux/shadow", "", fs.ErrNotExist},
 		{"no name of a profile's file", kernelMAC, "profile/tree/x", "", fs.ErrNotExist},
 		{"no such profile", kernelMAC, "profile/x/vmlinuz", "", fs.ErrNotExist},
-		{"EFI program", efiMAC, "memtest.efi", "memtest", nil},
-		{"EFI program of another's profile", kernelMAC, "memtest.efi", "", fs.ErrNotExist},
+		{"EFI program without its profile", efiMAC, "memtest.efi", "", fs.ErrNotExist},
 		{"tree through a link", treeMAC, "pxelinux.0", "pxelinux", nil},
 		{"tree through a link to a directory", treeMAC, "pxelinux.cfg/default", "menu", nil},
 		{"tree before our programs", treeMAC, "snponly.efi", "the tree's own", nil},
@@ -132,6 +133,21 @@ func TestView(t *testing.T) {
 				t.Errorf("got %q, %v, want %q", got, err, tt.want)
 			}
 		})
+	}
+}
+
+func TestOptional(t *testing.T) {
+	root, inv := sample(t)
+	for name, want := range map[string]bool{
+		"revocations_sku.efi": true, "shim_certificate_0.efi": true, "grub/x86_64-efi/command.lst": true,
+		"grub/grub.cfg-01-52-54-00-00-00-01": true, "pxelinux.cfg/0A4D0032": true, "a/pxelinux.cfg/01-52": true,
+		"autoexec.ipxe": true, "grubx64.EFI": false, "vmlinuz": false, "pxelinux.0": false,
+	} {
+		_, err := root.View(inv, boot.Client{MAC: kernelMAC}, address).Open(name)
+		var o interface{ Optional() bool }
+		if got := errors.As(err, &o) && o.Optional(); got != want || !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: %v, optional %v", name, err, got)
+		}
 	}
 }
 
@@ -192,7 +208,7 @@ func TestFindSigned(t *testing.T) {
 		t.Errorf("all is there: %+v, %v", s, err)
 	}
 	programs := s.Programs(boot.UEFIX64)
-	if len(programs) != 3 || programs[boot.NBPShimX64] != shim || programs["grubx64.efi"] != grub || programs["mmx64.efi"] != manager {
+	if len(programs) != 3 || programs[ShimName(boot.UEFIX64)] != shim || programs["grubx64.efi"] != grub || programs["mmx64.efi"] != manager {
 		t.Errorf("served as %v", programs)
 	}
 

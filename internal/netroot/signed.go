@@ -23,6 +23,14 @@ type Signed struct {
 // compiled in: it asks for grubx64.efi beside itself.
 var suffixes = map[boot.Platform]string{boot.UEFIX64: "x64", boot.UEFIARM64: "aa64", boot.UEFIIA32: "ia32"}
 
+// ShimName is what the firmware of a platform asks for.
+func ShimName(p boot.Platform) string { return "shim" + suffixes[p] + ".efi" }
+
+// SecurePlatforms are the platforms that have a shim.
+func SecurePlatforms() []boot.Platform {
+	return []boot.Platform{boot.UEFIX64, boot.UEFIARM64, boot.UEFIIA32}
+}
+
 // Programs are the chain's files by the names that the platform's firmware and
 // shim ask for, name to path.
 func (s Signed) Programs(p boot.Platform) map[string]string {
@@ -78,7 +86,7 @@ func findSigned(root string, p boot.Platform, s Signed) (Signed, error) {
 		missing = append(missing, "a GRUB for the network")
 	}
 	if len(missing) > 0 {
-		return s, fmt.Errorf("Secure Boot on %s needs %s: install Debian's shim-signed and grub-efi-amd64-signed, or those of its architecture, or name the files", p, strings.Join(missing, " and "))
+		return s, fmt.Errorf("Secure Boot on %s needs %s: install Debian's shim-signed and grub-efi-amd64-signed, or name the files in [server]", p, strings.Join(missing, " and "))
 	}
 	return s, nil
 }
