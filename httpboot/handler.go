@@ -254,7 +254,7 @@ func (s *Server) serveFile(w http.ResponseWriter, r *http.Request, name string) 
 	t := s.transfer(w, r, timeline.HTTPBoot, name)
 	f, info, err := openFile(s.cfg.Files(clientOf(r)), name)
 	switch {
-	case errors.Is(err, fs.ErrNotExist) && contentType(name) != efiType:
+	case errors.Is(err, fs.ErrNotExist) && (contentType(name) != efiType || optional(err)):
 		refuse(w, http.StatusNotFound, "nothing is served here; "+s.url("/")+" lists what is")
 		return
 	case err != nil:
@@ -272,6 +272,13 @@ func (s *Server) serveFile(w http.ResponseWriter, r *http.Request, name string) 
 		content = bytes.NewReader(data)
 	}
 	t.serve(info, content)
+}
+
+// optional reports whether an error of Files is of a file that boot programs ask
+// for in case it is there, as shim does.
+func optional(err error) bool {
+	var o interface{ Optional() bool }
+	return errors.As(err, &o) && o.Optional()
 }
 
 // openFile opens a file that is no directory. nil is no files.

@@ -35,6 +35,8 @@ type Config struct {
 	// Files returns what the client at an address may fetch; nil, from either,
 	// serves nothing. Names are checked before they reach the fs.FS, symbolic
 	// links are not: for a directory use os.Root, which keeps them inside.
+	// An error with a method Optional that returns true is no failure: boot
+	// programs ask for many files in case they are there.
 	Files func(client netip.Addr) fs.FS
 	// Allow says which addresses are answered; nil answers all.
 	Allow func(netip.Addr) bool

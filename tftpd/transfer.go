@@ -73,8 +73,10 @@ func (s *Server) serve(t *transfer) {
 	file, size, err := open(s.cfg.Files(t.client.Addr()), t.name)
 	if err != nil {
 		s.count.NotFound.Add(1)
-		s.nuisances.log(nuisanceMissing, log, "TFTP file not served", "error", err)
-		t.record(timeline.Fail, err.Error())
+		if !optional(err) {
+			s.nuisances.log(nuisanceMissing, log, "TFTP file not served", "error", err)
+			t.record(timeline.Fail, err.Error())
+		}
 		s.refuse(t.client, codeNotFound, "file not found: "+t.name)
 		return
 	}
@@ -103,6 +105,13 @@ func (s *Server) serve(t *transfer) {
 		s.nuisances.log(nuisanceBroken, log, "TFTP transfer failed", "name", t.name, "bytes", t.acked, "of", size, "error", err)
 		t.record(timeline.Fail, fmt.Sprintf("%s: %s after %d of %d bytes", t.name, err, t.acked, size))
 	}
+}
+
+// optional reports whether an error of Files is of a file that boot programs ask
+// for in case it is there.
+func optional(err error) bool {
+	var o interface{ Optional() bool }
+	return errors.As(err, &o) && o.Optional()
 }
 
 // open opens a file and finds its size in bytes. Its errors name the file.
