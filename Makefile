@@ -7,7 +7,7 @@ ASSETS := images/assets/manifest.json
 GOSRC  := $(shell find . -name '*.go' -not -name '*_test.go' -not -path './initramfs/guest/*')
 
 .DEFAULT_GOAL := build
-.PHONY: build run test check compat fuzz bench bench-boot bench-servers assets deps deps-test deps-bench clean
+.PHONY: build run test check compat fuzz bench assets deps deps-test deps-bench clean
 
 build: ecboot
 
@@ -56,10 +56,12 @@ fuzz:
 
 # ecboot beside its peers. Each figure ends in a line: bench NAME ours=… peer=….
 # ROUNDS (3) is how often each contender runs.
-bench: bench-boot bench-servers
+BENCHES := boot servers http
+bench: $(BENCHES:%=bench-%)
 
-bench-boot bench-servers: build deps-bench
-	$(GO) test -timeout 60m -run '^$$' -bench '$(if $(filter bench-boot,$@),Boot,Servers)$$' -benchtime 1x ./internal/bench
+.PHONY: $(BENCHES:%=bench-%)
+$(BENCHES:%=bench-%): bench-%: build deps-bench
+	$(GO) test -timeout 60m -run '^$$' -bench '(?i)^Benchmark$*$$' -benchtime 1x ./internal/bench
 
 # Debian's packages that building and running need.
 PROGRAMS := qemu-system-x86_64:qemu-system-x86 ip:iproute2

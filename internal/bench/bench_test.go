@@ -11,7 +11,7 @@ import (
 	"github.com/every-channel/ecboot/internal/nettest"
 )
 
-func TestMain(m *testing.M) { nettest.Main(m) }
+func TestMain(m *testing.M) { nettest.Main(m, nettest.Program{Name: "load", Main: loadMain}) }
 
 // rounds is how often each contender runs; the median counts.
 func rounds(b *testing.B) int {
@@ -29,6 +29,12 @@ func rounds(b *testing.B) int {
 // report prints one figure; a smaller one is better.
 func report(name string, ours, peer float64, unit, peerName string, want float64) {
 	fmt.Printf("bench %s ours=%.2f%s peer=%.2f%s ratio=%.2f want<=%.2f (peer: %s)\n",
+		name, ours, unit, peer, unit, ours/peer, want, peerName)
+}
+
+// reportRate prints one figure of which a larger one is better.
+func reportRate(name string, ours, peer float64, unit, peerName string, want float64) {
+	fmt.Printf("bench %s ours=%.2f%s peer=%.2f%s ratio=%.2f want>=%.2f (peer: %s)\n",
 		name, ours, unit, peer, unit, ours/peer, want, peerName)
 }
 

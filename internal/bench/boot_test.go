@@ -189,7 +189,7 @@ func onTap(b *testing.B, body func(nic []string)) {
 }
 
 // background runs a server until the benchmark ends.
-func background(b *testing.B, name string, args ...string) {
+func background(b *testing.B, name string, args ...string) *os.Process {
 	cmd := exec.Command(name, args...)
 	if err := cmd.Start(); err != nil {
 		b.Fatal(err)
@@ -198,6 +198,7 @@ func background(b *testing.B, name string, args ...string) {
 		cmd.Process.Signal(os.Interrupt)
 		cmd.Wait()
 	})
+	return cmd.Process
 }
 
 func awaitTCP(b *testing.B, addr string) {

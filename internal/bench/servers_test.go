@@ -4,8 +4,6 @@ import (
 	"bufio"
 	"fmt"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -18,31 +16,10 @@ import (
 func BenchmarkServers(b *testing.B) {
 	nettest.NeedRoot(b)
 	nettest.Need(b, "qemu-system-x86_64", "ip")
-	ecboot := repoFile(b, "ecboot")
 	nettest.Bridge(b, "br0", "10.77.0.1/24")
-	config := filepath.Join(b.TempDir(), "ecboot.toml")
-	writeFile(b, config, fmt.Sprintf("[segment.lan]\nbridge = \"br0\"\nunknown = \"boot\"\n[server]\nstate_dir = %q\n", b.TempDir()))
-
-	serve := exec.Command(ecboot, "serve", "--config", config)
-	stderr, err := serve.StderrPipe()
-	if err != nil {
-		b.Fatal(err)
-	}
-	if err := serve.Start(); err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(func() {
-		serve.Process.Signal(os.Interrupt)
-		serve.Wait()
-	})
-	lines := bufio.NewScanner(stderr)
-	awaitLine(b, lines, "serving")
-	go func() {
-		for lines.Scan() {
-		}
-	}()
+	serve := startEcboot(b, "")
 	onTap(b, func(nic []string) { qemuSeconds(b, nic...) })
-	fmt.Printf("bench servers-rss ours=%.1fMB want<=40MB\n", float64(rss(b, serve.Process.Pid))/1e6)
+	fmt.Printf("bench servers-rss ours=%.1fMB want<=40MB\n", float64(rss(b, serve.Pid))/1e6)
 }
 
 func awaitLine(b *testing.B, lines *bufio.Scanner, text string) {

@@ -26,12 +26,29 @@ const (
 	roleVar  = "ECBOOT_NETTEST_ROLE"
 	roleTest = "test" // run the tests, in the new namespace
 	roleHost = "host" // hold a namespace open until standard input ends
+
+	roleProgram = "program " // and its name
 )
+
+// Program is Go code that runs in a process of its own on a Host, see Self.
+type Program struct {
+	Name string
+	Main func(args []string) error
+}
 
 // Main runs the tests in a network namespace of their own with lo up; call it
 // from TestMain. Without root the tests run where they are, and those that
-// call NeedRoot are skipped.
-func Main(m *testing.M) {
+// call NeedRoot are skipped. programs are what the tests run by Self.
+func Main(m *testing.M, programs ...Program) {
+	for _, p := range programs {
+		if os.Getenv(roleVar) == roleProgram+p.Name {
+			if err := p.Main(os.Args[1:]); err != nil {
+				fmt.Fprintln(os.Stderr, p.Name+":", err)
+				os.Exit(1)
+			}
+			os.Exit(0)
+		}
+	}
 	switch os.Getenv(roleVar) {
 	case roleHost:
 		holdHost()
@@ -162,6 +179,17 @@ func NewHost(t testing.TB, name string) *Host {
 func (h *Host) Command(ctx context.Context, name string, args ...string) *exec.Cmd {
 	enter := []string{"--target", strconv.Itoa(h.pid), "--net", "--mount", "--uts", "--", name}
 	return exec.CommandContext(ctx, "nsenter", append(enter, args...)...)
+}
+
+// Self prepares a Program of Main's that will run on the host.
+func (h *Host) Self(ctx context.Context, name string, args ...string) (*exec.Cmd, error) {
+	exe, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	cmd := h.Command(ctx, exe, args...)
+	cmd.Env = append(os.Environ(), roleVar+"="+roleProgram+name)
+	return cmd, nil
 }
 
 // Run runs a program on the host and returns what it printed, on either
