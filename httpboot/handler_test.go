@@ -494,7 +494,7 @@ func (s *socket) SetWriteDeadline(time.Time) error {
 
 func TestFilesReachTheSocketAsFiles(t *testing.T) {
 	s, events := handler(t)
-	const chunks = (kernelSize + chunk - 1) / chunk
+	const chunks = 3 // of 256 kB, 512 kB and what is left
 	w := &socket{ResponseRecorder: httptest.NewRecorder()}
 	s.ServeHTTP(w, request(t, "GET", "/profile/default/vmlinuz"))
 	if w.files != chunks || w.deadlines != chunks || w.Body.Len() != kernelSize {
@@ -505,8 +505,26 @@ func TestFilesReachTheSocketAsFiles(t *testing.T) {
 	w = &socket{ResponseRecorder: httptest.NewRecorder(), failAfter: 2}
 	s.ServeHTTP(w, request(t, "GET", "/profile/default/vmlinuz"))
 	got := events.take()
-	if len(got) != 2 || got[1].Phase != timeline.Fail || got[1].Detail != "vmlinuz ended after 524288 of 1500000 bytes: i/o timeout" {
+	if len(got) != 2 || got[1].Phase != timeline.Fail || got[1].Detail != "vmlinuz ended after 786432 of 1500000 bytes: i/o timeout" {
 		t.Errorf("%+v", got)
+	}
+}
+
+func TestChunksGrowForQuickClients(t *testing.T) {
+	for _, tt := range []struct {
+		size int64
+		took time.Duration
+		want int64
+	}{
+		{minChunk, time.Millisecond, 2 * minChunk},
+		{maxChunk, time.Millisecond, maxChunk},
+		{4 * minChunk, progressPause, 4 * minChunk},
+		{maxChunk, 2 * time.Second, minChunk},
+		{minChunk, 20 * time.Second, minChunk},
+	} {
+		if got := nextChunk(tt.size, tt.took); got != tt.want {
+			t.Errorf("%d bytes in %s: then %d, want %d", tt.size, tt.took, got, tt.want)
+		}
 	}
 }
 

@@ -15,11 +15,24 @@ import (
 )
 
 // A file goes out in chunks, each with progressTimeout to be taken: a client
-// slower than about 9 kB/s is cut. Progress is told between chunks.
+// slower than about 9 kB/s is cut. Progress is told between chunks. For a quick
+// client they grow, because each costs some work besides sendfile's.
 const (
-	chunk         = 256 << 10 // bytes
+	minChunk      = 256 << 10 // bytes
+	maxChunk      = 16 << 20
 	progressPause = 100 * time.Millisecond
 )
+
+// nextChunk is the size of a chunk after one that took so long.
+func nextChunk(size int64, took time.Duration) int64 {
+	switch {
+	case took < progressPause:
+		return min(2*size, maxChunk)
+	case took > 10*progressPause:
+		return minChunk
+	}
+	return size
+}
 
 // transfer is the answer to a request for a file. As the ResponseWriter of
 // http.ServeContent it counts what is moved and moves the write deadline along.
@@ -111,10 +124,12 @@ func (t *transfer) ReadFrom(src io.Reader) (int64, error) {
 		limited = &io.LimitedReader{R: src, N: math.MaxInt64}
 	}
 	var sum int64
-	for limited.N > 0 {
-		part := &io.LimitedReader{R: limited.R, N: min(chunk, limited.N)}
+	for size := int64(minChunk); limited.N > 0; {
+		part := &io.LimitedReader{R: limited.R, N: min(size, limited.N)}
+		begun := time.Now()
 		t.moveDeadline()
 		n, err := io.Copy(t.ResponseWriter, part)
+		size = nextChunk(size, time.Since(begun))
 		limited.N -= n
 		sum += n
 		t.count(n, err)
