@@ -111,26 +111,11 @@ func sweep(base string) error {
 		if err == nil {
 			defer lock.Close()
 		}
-		if err := sweepSegments(dir); err != nil {
+		if err := lan.Sweep(dir); err != nil {
 			errs = append(errs, fmt.Errorf("clean up after process %s: %w", e.Name(), err))
 			continue
 		}
 		errs = append(errs, os.RemoveAll(dir))
-	}
-	return errors.Join(errs...)
-}
-
-// sweepSegments undoes what one process did to the network.
-func sweepSegments(dir string) error {
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return err
-	}
-	var errs []error
-	for _, e := range entries {
-		if e.IsDir() {
-			errs = append(errs, lan.Sweep(filepath.Join(dir, e.Name())))
-		}
 	}
 	return errors.Join(errs...)
 }

@@ -31,7 +31,7 @@ func TestMachinesAtRunTime(t *testing.T) {
 	}
 	write("")
 	s := start(t, "serve", "--config", config)
-	s.until(t, "only the 0 machines")
+	s.until(t, "to 0 declared machines only")
 	script := func(want string) {
 		t.Helper()
 		if got := host.Run(t, "curl", "-sf", "http://10.79.0.1/ipxe/"+mac); !strings.Contains(got, want) {

@@ -54,7 +54,7 @@ func (r *roster) loadLocked() error {
 		r.log.Warn(sentence)
 	}
 	for _, s := range r.segments {
-		s.inventory.Store(r.files.inventory(cfg, s.Segment))
+		s.know(func(seg config.Segment) *boot.Inventory { return r.files.inventory(cfg, seg) })
 	}
 	return nil
 }

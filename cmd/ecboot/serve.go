@@ -114,21 +114,37 @@ func serve(ctx context.Context, configPath string, cfg *config.Config, segments 
 
 // announce says what is served and to whom.
 func (s *segment) announce(w io.Writer) {
-	what := "serving"
+	where := fmt.Sprintf("%s on %s", s.Address, s.lan.Interface())
 	switch s.Mode {
-	case config.ModeProxy:
-		what = "serving boot files, beside another DHCP server, from"
 	case config.ModeOff:
-		what = "not serving"
+		fmt.Fprintf(w, "not serving %s (%s): its mode is \"off\"\n", where, s.Name)
+		return
+	case config.ModeProxy:
+		fmt.Fprintf(w, "serving boot files from %s (%s), beside another DHCP server, to %s\n", where, s.Name, s.whom())
+	default:
+		fmt.Fprintf(w, "serving %s (%s) to %s\n", where, s.Name, s.whom())
 	}
-	fmt.Fprintf(w, "%s %s on %s; Ctrl-C ends it\n", what, s.Address, s.lan.Interface())
-	switch {
-	case s.Mode == config.ModeOff:
-	case s.Private():
+	for _, r := range s.relayed {
+		fmt.Fprintf(w, "serving %s (%s), through the relay %s, to %s\n", r.Relay.Masked(), r.Name, r.Relay.Addr(), r.whom())
+	}
+	if s.Private() {
 		fmt.Fprintf(w, "the segment is private to this process: 'nsenter --target %d --net' enters it\n", os.Getpid())
-	case s.Policy() == config.PolicyIgnore:
-		fmt.Fprintf(w, "only the %d machines that are declared are answered; 'ecboot machine set' declares more, unknown = \"boot\" answers all\n", s.inventory.Load().Len())
 	}
+}
+
+// whom says who is answered.
+func (s *segment) whom() string {
+	declared := fmt.Sprintf("%d declared machines", s.inventory.Load().Len())
+	if s.inventory.Load().Len() == 1 {
+		declared = "1 declared machine"
+	}
+	switch s.Policy() {
+	case config.PolicyIgnore:
+		return declared + " only"
+	case config.PolicyAddress:
+		return declared + ", and addresses to all others"
+	}
+	return "every machine"
 }
 
 // enter gets this process ready to make things that must not outlive it: what

@@ -46,6 +46,24 @@ type segment struct {
 	leases    *dhcpd.FileStore
 	dhcp      *dhcpd.Server // nil in mode off
 	inventory atomic.Pointer[boot.Inventory]
+	relayed   []*segment                     // behind relays that ask these servers; they have only an inventory
+	web       atomic.Pointer[boot.Inventory] // for the files of all of them
+}
+
+// know gives the segment, and those behind relays, what is known of machines.
+func (s *segment) know(inventory func(config.Segment) *boot.Inventory) {
+	inv := inventory(s.Segment)
+	s.inventory.Store(inv)
+	web := *inv
+	for _, r := range s.relayed {
+		inv := inventory(r.Segment)
+		r.inventory.Store(inv)
+		if web.Default == "" {
+			// Who may boot was decided when it was answered.
+			web.Default = inv.Default
+		}
+	}
+	s.web.Store(&web)
 }
 
 // stackConfig says what to serve where.
@@ -55,7 +73,7 @@ type stackConfig struct {
 	Inventory func(config.Segment) *boot.Inventory
 	Files     *bootFiles
 	LeaseFile func(segment string) string // its directory is made when missing
-	NoteDir   string                      // for what must be undone after a kill, a directory per segment
+	NoteDir   string                      // for what must be undone after a kill
 	// CertificateDir is for the CA and the certificates of HTTPS, if there is
 	// to be HTTPS and no certificate is given.
 	CertificateDir string
@@ -100,12 +118,13 @@ func (cfg stackConfig) allow(seg config.Segment) func(netip.Addr) bool {
 // open adds a segment with its servers.
 func (s *stack) open(cfg stackConfig, seg config.Segment) (err error) {
 	one := &segment{Segment: seg}
-	s.segments = append(s.segments, one)
-	notes := filepath.Join(cfg.NoteDir, seg.Name)
-	if err := os.Mkdir(notes, 0o700); err != nil {
-		return err
+	for _, other := range cfg.Segments {
+		if other.Relay.IsValid() && other.Via == seg.Name {
+			one.relayed = append(one.relayed, &segment{Segment: other})
+		}
 	}
-	if one.lan, err = lan.Open(lan.Config{Bridge: seg.Bridge, Address: seg.Address, NoteDir: notes}); err != nil {
+	s.segments = append(s.segments, one)
+	if one.lan, err = lan.Open(lanConfig(seg, cfg.NoteDir)); err != nil {
 		return err
 	}
 	address, iface := one.lan.Address(), one.lan.Interface()
@@ -114,10 +133,13 @@ func (s *stack) open(cfg stackConfig, seg config.Segment) (err error) {
 			return err
 		}
 	}
+	for _, text := range one.lan.Warnings() {
+		cfg.Log.Warn(text, "segment", seg.Name)
+	}
 	if one.lan.STP() {
 		cfg.Log.Warn("spanning tree is on: a new port stays silent for longer than firmware asks; switch it off with 'ip link set " + iface + " type bridge stp_state 0'")
 	}
-	one.inventory.Store(cfg.Inventory(one.Segment))
+	one.know(cfg.Inventory)
 	if one.Mode == config.ModeOff {
 		return nil
 	}
@@ -129,7 +151,7 @@ func (s *stack) open(cfg stackConfig, seg config.Segment) (err error) {
 		Programs: cfg.Files.nbp, Signed: cfg.Files.signed, Server: address.Addr(),
 		URL: func(path string) string { return httpURL(address.Addr(), cfg.Server.HTTPPort, path) },
 	})
-	files := func(client netip.Addr) fs.FS { return root.View(one.inventory.Load(), one.clientAt(client), client) }
+	files := func(client netip.Addr) fs.FS { return root.View(one.web.Load(), one.clientAt(client), client) }
 	allow := cfg.allow(one.Segment)
 	tftp, err := tftpd.New(tftpd.Config{
 		Addr: address.Addr(), Interface: iface, Files: files, Allow: allow, MTU: one.lan.MTU(),
@@ -145,7 +167,7 @@ func (s *stack) open(cfg stackConfig, seg config.Segment) (err error) {
 		return err
 	}
 	http, err := httpboot.New(httpboot.Config{
-		Addr: address.Addr(), Interface: iface, Port: cfg.Server.HTTPPort, Inventory: one.inventory.Load,
+		Addr: address.Addr(), Interface: iface, Port: cfg.Server.HTTPPort, Inventory: one.web.Load,
 		Certificate: certificate, TLSPort: cfg.Server.HTTPSPort,
 		Files: files, Allow: allow,
 		Who: one.who, Timeline: s.timeline, Logger: cfg.Log,
@@ -155,6 +177,14 @@ func (s *stack) open(cfg stackConfig, seg config.Segment) (err error) {
 	}
 	s.tasks = append(s.tasks, http)
 	return nil
+}
+
+// lanConfig is a segment's network in the terms of package lan.
+func lanConfig(seg config.Segment, noteDir string) lan.Config {
+	return lan.Config{
+		Name: seg.Name, Interface: seg.Interface, Bridge: seg.Bridge, Uplink: seg.Uplink, Parent: seg.Parent, VLAN: seg.VLAN,
+		Address: seg.Address, NAT: seg.NAT, NoteDir: noteDir,
+	}
 }
 
 // serveDHCP adds the DHCP server of a segment and what goes with it.
@@ -174,22 +204,8 @@ func (s *stack) serveDHCP(cfg stackConfig, one *segment) (err error) {
 		Interface: one.lan.Interface(),
 		Server:    one.Address,
 		HTTPPort:  cfg.Server.HTTPPort,
-		Network: dhcpd.Network{
-			Mode:          dhcpMode[one.Mode],
-			Pool:          pool(one.Segment),
-			LeaseTime:     one.LeaseTime,
-			BootLeaseTime: one.BootLeaseTime,
-			Router:        one.Router,
-			DNS:           one.DNS,
-			NTP:           one.NTP,
-			Domain:        one.Domain,
-			Search:        one.Search,
-			Routes:        routes(one.Routes),
-			Options:       config.Options(one.Options),
-			Inventory:     one.inventory.Load,
-			AnswerUnknown: one.Policy() != config.PolicyIgnore,
-			Authoritative: one.Private(),
-		},
+		Network:   one.network(),
+		Relayed:   one.subnets(),
 		ProbeTime: probe,
 		Store:     one.leases,
 		Timeline:  s.timeline,
@@ -212,6 +228,38 @@ func (s *stack) serveDHCP(cfg stackConfig, one *segment) (err error) {
 	}
 	s.tasks = append(s.tasks, advertiser)
 	return nil
+}
+
+// network is the segment in the terms of package dhcpd.
+func (s *segment) network() dhcpd.Network {
+	router := s.Router
+	if !router.IsValid() && (s.NAT || s.Relay.IsValid()) {
+		router = s.Prefix().Addr()
+	}
+	return dhcpd.Network{
+		Mode:          dhcpMode[s.Mode],
+		Pool:          pool(s.Segment),
+		LeaseTime:     s.LeaseTime,
+		BootLeaseTime: s.BootLeaseTime,
+		Router:        router,
+		DNS:           s.DNS,
+		NTP:           s.NTP,
+		Domain:        s.Domain,
+		Search:        s.Search,
+		Routes:        routes(s.Routes),
+		Options:       config.Options(s.Options),
+		Inventory:     s.inventory.Load,
+		AnswerUnknown: s.Policy() != config.PolicyIgnore,
+		Authoritative: s.Private(),
+	}
+}
+
+// subnets are the networks behind relays.
+func (s *segment) subnets() (list []dhcpd.Subnet) {
+	for _, r := range s.relayed {
+		list = append(list, dhcpd.Subnet{Relay: r.Relay, Network: r.network()})
+	}
+	return list
 }
 
 // dhcpMode has every mode in which there is a DHCP server.

@@ -25,13 +25,15 @@ import (
 // PrivateBridge is the bridge of a private segment.
 const PrivateBridge = "ecbr0"
 
-// Config says which segment to open. Without Bridge, Uplink and Parent it is a
+// Config says which segment to open. Without any link it is a
 // private one, which belongs in a namespace of its own (Isolate).
 type Config struct {
 	// Name is the segment's, from which the names of what is made come;
 	// empty means that there is no other segment in NoteDir.
 	Name string
 
+	// Interface is a link that is served as it is, without guests.
+	Interface string
 	// Bridge is joined if it exists and made if not. Empty with an Uplink:
 	// one is made under a name of its own.
 	Bridge string
@@ -66,6 +68,7 @@ type Config struct {
 type Segment struct {
 	link     netlink.Link // of the servers
 	parent   string       // of the guests' macvtaps; empty: they have taps
+	noPorts  string       // why there is no room for guests; empty: there is
 	address  netip.Prefix
 	warnings []string
 	pause    func()
@@ -86,7 +89,7 @@ func Open(cfg Config) (*Segment, error) {
 	if err := p.err(); err != nil {
 		return nil, err
 	}
-	s := &Segment{parent: p.parent, address: p.address, warnings: p.warnings, pause: cfg.pause}
+	s := &Segment{parent: p.parent, noPorts: p.noPorts, address: p.address, warnings: p.warnings, pause: cfg.pause}
 	if s.pause == nil {
 		s.pause = func() {}
 	}

@@ -42,6 +42,7 @@ type planned struct {
 	changes   []change // in this order
 	link      string   // of the servers
 	parent    string   // of the guests' macvtaps; empty: taps
+	noPorts   string   // why there is no room for guests
 	address   netip.Prefix
 	private   bool // nothing outlives the namespace
 	obstacles []string
@@ -73,8 +74,12 @@ func plan(cfg Config, h host) planned {
 		p.cannot("parent %s and a bridge or an uplink: a NIC is either a port of a bridge (uplink) or carries macvtaps (parent), never both; choose one", cfg.Parent)
 	case cfg.VLAN < 0 || cfg.VLAN > 4094:
 		p.cannot("vlan %d: 802.1Q has 1 to 4094", cfg.VLAN)
-	case cfg.VLAN != 0 && cfg.Parent == "" && cfg.Uplink == "":
-		p.cannot("vlan %d of which NIC? name it as uplink or parent", cfg.VLAN)
+	case cfg.Interface != "" && (cfg.Parent != "" || cfg.Uplink != "" || cfg.Bridge != ""):
+		p.cannot("interface %s is served as it is, without bridge, uplink or parent; choose one", cfg.Interface)
+	case cfg.VLAN != 0 && cfg.Parent == "" && cfg.Uplink == "" && cfg.Interface == "":
+		p.cannot("vlan %d of which NIC? name it as interface, uplink or parent", cfg.VLAN)
+	case cfg.Interface != "":
+		p.planInterface(cfg, h)
 	case cfg.Parent != "":
 		p.planParent(cfg, h)
 	case cfg.Bridge != "" || cfg.Uplink != "":

@@ -26,6 +26,9 @@ type Tap struct {
 // netdev "tap,fd="; close it here once QEMU has it. On a Parent the guest must
 // not use any other address: nothing would reach it.
 func (s *Segment) Tap(mac [6]byte) (*Tap, error) {
+	if err := s.errNoPorts(); err != nil {
+		return nil, err
+	}
 	if s.parent != "" {
 		return s.macvtap(net.HardwareAddr(mac[:]))
 	}
