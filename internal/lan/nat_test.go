@@ -1,0 +1,101 @@
+package lan
+
+import (
+	"context"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/every-channel/ecboot/internal/nettest"
+)
+
+// reaches reports whether a host gets an answer to a ping, waiting briefly.
+func reaches(h *nettest.Host, target string) bool {
+	return h.Command(context.Background(), "ping", "-c1", "-W1", target).Run() == nil
+}
+
+func TestNATLetsTheSegmentOutAndNobodyIn(t *testing.T) {
+	nettest.NeedRoot(t)
+	nettest.Need(t, "ip", "ping", "nft")
+	// This machine has a NIC to the world, another to a side network, and
+	// routes for nobody.
+	world, side, guest := nettest.NewHost(t, "world"), nettest.NewHost(t, "side"), nettest.NewHost(t, "guest")
+	nettest.Wire(t, "nic0", world, "eth0")
+	nettest.Wire(t, "nic1", side, "eth0")
+	for _, args := range []string{
+		"addr add 198.51.100.2/24 dev nic0", "addr add 10.90.0.1/24 dev nic1", "route add default via 198.51.100.1",
+	} {
+		run(t, "ip", strings.Fields(args)...)
+	}
+	for _, nic := range []string{"nic0", "nic1"} {
+		if err := writeSetting("ipv4/conf/"+nic+"/forwarding", "0"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	world.Run(t, "ip", "addr", "add", "198.51.100.1/24", "dev", "eth0")
+	world.Run(t, "ip", "route", "add", "10.0.0.0/8", "via", "198.51.100.2")
+	side.Run(t, "ip", "addr", "add", "10.90.0.2/24", "dev", "eth0")
+	side.Run(t, "ip", "route", "add", "default", "via", "10.90.0.1")
+	settings := func() (all string) {
+		for _, nic := range []string{"nic0", "nic1"} {
+			value, _ := readSetting("ipv4/conf/" + nic + "/forwarding")
+			all += nic + " " + value + "\n"
+		}
+		return all + run(t, "nft", "list", "ruleset")
+	}
+	before := settings()
+
+	s, err := Open(Config{Name: "lab", Bridge: "br8", Address: private, NAT: true, NoteDir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	nettest.Connect(t, "br8", guest, "eth0")
+	guest.Run(t, "ip", "addr", "add", "10.77.0.50/24", "dev", "eth0")
+	guest.Run(t, "ip", "route", "add", "default", "via", "10.77.0.1")
+	if out := run(t, "nft", "list", "tables"); !strings.Contains(out, "table ip ecboot_lab") {
+		t.Errorf("the tables are %s", out)
+	}
+
+	// The world has a route back to the guest's own address, which it must
+	// not need.
+	world.Run(t, "ip", "route", "del", "10.0.0.0/8")
+	guest.Run(t, "ping", "-c1", "-W5", "198.51.100.1")
+	world.Run(t, "ip", "route", "add", "10.0.0.0/8", "via", "198.51.100.2")
+	if reaches(world, "10.77.0.50") {
+		t.Error("the world reaches the guest")
+	}
+	if reaches(world, "10.90.0.2") {
+		t.Error("the world is let through to the side network, as it was not before")
+	}
+	guest.Run(t, "ip", "addr", "add", "10.66.0.1/32", "dev", "lo")
+	if guest.Command(context.Background(), "ping", "-c1", "-W1", "-I", "10.66.0.1", "198.51.100.1").Run() == nil {
+		t.Error("a foreign source is let out")
+	}
+
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if reaches(guest, "198.51.100.1") {
+		t.Error("the guest is let out although the segment is closed")
+	}
+	if diff := cmp.Diff(before, settings()); diff != "" {
+		t.Errorf("the firewall is not as it was:\n%s", diff)
+	}
+}
+
+func TestNATWarnsOfAFirewallThatDrops(t *testing.T) {
+	nettest.NeedRoot(t)
+	nettest.Need(t, "nft")
+	cmd := exec.Command("nft", "-f", "-")
+	cmd.Stdin = strings.NewReader("table ip docker {\n chain FORWARD {\n type filter hook forward priority 0; policy drop;\n }\n chain other {\n }\n}\n")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	t.Cleanup(func() { run(t, "nft", "delete", "table", "ip", "docker") })
+	if got := strings.Join(strictChains(), "; "); got != "chain docker FORWARD" {
+		t.Errorf("found %q", got)
+	}
+}
