@@ -19,8 +19,8 @@ func reaches(h *nettest.Host, target string) bool {
 func TestNATLetsTheSegmentOutAndNobodyIn(t *testing.T) {
 	nettest.NeedRoot(t)
 	nettest.Need(t, "ip", "ping", "nft")
-	// This machine has a NIC to the world, another to a side network, and
-	// routes for nobody.
+	// This machine routes what comes from the side network, and nothing that
+	// comes from the world.
 	world, side, guest := nettest.NewHost(t, "world"), nettest.NewHost(t, "side"), nettest.NewHost(t, "guest")
 	nettest.Wire(t, "nic0", world, "eth0")
 	nettest.Wire(t, "nic1", side, "eth0")
@@ -29,8 +29,8 @@ func TestNATLetsTheSegmentOutAndNobodyIn(t *testing.T) {
 	} {
 		run(t, "ip", strings.Fields(args)...)
 	}
-	for _, nic := range []string{"nic0", "nic1"} {
-		if err := writeSetting("ipv4/conf/"+nic+"/forwarding", "0"); err != nil {
+	for nic, on := range map[string]string{"nic0": "0", "nic1": "1"} {
+		if err := writeSetting("ipv4/conf/"+nic+"/forwarding", on); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -71,6 +71,7 @@ func TestNATLetsTheSegmentOutAndNobodyIn(t *testing.T) {
 		t.Error("the world is let through to the side network, as it was not before")
 	}
 	guest.Run(t, "ip", "addr", "add", "10.66.0.1/32", "dev", "lo")
+	run(t, "ip", "route", "add", "10.66.0.1", "via", "10.77.0.50")
 	if guest.Command(context.Background(), "ping", "-c1", "-W1", "-I", "10.66.0.1", "198.51.100.1").Run() == nil {
 		t.Error("a foreign source is let out")
 	}
