@@ -24,7 +24,7 @@ func answersARP(link netlink.Link, target netip.Addr) bool {
 	if len(la.HardwareAddr) != 6 || la.RawFlags&unix.IFF_NOARP != 0 || !target.Is4() {
 		return false
 	}
-	conn, err := packet.Listen(&net.Interface{Index: la.Index, Name: la.Name, HardwareAddr: la.HardwareAddr}, packet.Datagram, unix.ETH_P_ARP, nil)
+	conn, err := listenARP(la)
 	if err != nil {
 		return false
 	}
@@ -32,7 +32,7 @@ func answersARP(link netlink.Link, target netip.Addr) bool {
 	request := arpRequest(la.HardwareAddr, sourceFor(link, target), target)
 	buf := make([]byte, 128)
 	for range arpTries {
-		if _, err := conn.WriteTo(request, &packet.Addr{HardwareAddr: net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}}); err != nil {
+		if _, err := conn.WriteTo(request, everybody); err != nil {
 			return false
 		}
 		conn.SetReadDeadline(time.Now().Add(arpWait))
@@ -47,6 +47,32 @@ func answersARP(link netlink.Link, target netip.Addr) bool {
 		}
 	}
 	return false
+}
+
+// everybody is the Ethernet broadcast address.
+var everybody = &packet.Addr{HardwareAddr: net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}}
+
+func listenARP(la *netlink.LinkAttrs) (*packet.Conn, error) {
+	return packet.Listen(&net.Interface{Index: la.Index, Name: la.Name, HardwareAddr: la.HardwareAddr}, packet.Datagram, unix.ETH_P_ARP, nil)
+}
+
+// announce tells everybody under which hardware address IPv4 addresses are found
+// from now on (RFC 5227, section 3). Who misses it asks again after a while.
+func announce(link netlink.Link, addresses []message) {
+	la := link.Attrs()
+	if len(la.HardwareAddr) != 6 || la.RawFlags&unix.IFF_NOARP != 0 {
+		return
+	}
+	conn, err := listenARP(la)
+	if err != nil {
+		return
+	}
+	defer conn.Close()
+	for _, m := range addresses {
+		if ip := m.address().Addr(); ip.Is4() {
+			_, _ = conn.WriteTo(arpRequest(la.HardwareAddr, ip, ip), everybody)
+		}
+	}
 }
 
 // sourceFor is the link's address in the target's network, else its first one.

@@ -77,6 +77,7 @@ type Segment struct {
 	made     []change
 	note     string // empty when nothing outlives the namespace
 	watchdog *watchdog
+	stop     chan struct{} // ends follow; nil when it does not run
 }
 
 // Open makes or joins the segment. When it fails, nothing that it made is left.
@@ -96,6 +97,13 @@ func Open(cfg Config) (*Segment, error) {
 	if !p.private {
 		s.note = noteFile(cfg.NoteDir, cfg.Name)
 	}
+	// Before the first change, so that nothing is touched if one of them
+	// could not be undone.
+	for i := range p.changes {
+		if err := p.changes[i].remember(); err != nil {
+			return nil, err
+		}
+	}
 	for _, c := range p.changes {
 		if err := s.change(c); err != nil {
 			return nil, errors.Join(err, s.Close())
@@ -103,6 +111,9 @@ func Open(cfg Config) (*Segment, error) {
 	}
 	if s.link, err = netlink.LinkByName(p.link); err != nil {
 		return nil, errors.Join(fmt.Errorf("%s: %w", p.link, err), s.Close())
+	}
+	if err := s.follow(); err != nil {
+		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil
 }
@@ -130,6 +141,10 @@ func (s *Segment) STP() bool {
 func (s *Segment) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.stop != nil {
+		close(s.stop)
+		s.stop = nil
+	}
 	err := undoAll(s.note, s.made)
 	if err == nil {
 		s.made = nil
@@ -142,9 +157,6 @@ func (s *Segment) Close() error {
 func (s *Segment) change(c change) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err := c.remember(); err != nil {
-		return err
-	}
 	s.made = append(s.made, c)
 	if s.note != "" {
 		if err := writeNote(s.note, s.made); err != nil {

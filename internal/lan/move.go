@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os/exec"
+	"slices"
 	"strings"
 	"time"
 
@@ -136,7 +137,21 @@ func (b *belongings) relocate(from, to string, pause func()) error {
 		}
 		pause()
 	}
+	announce(link, b.Addresses)
 	return b.addRoutes(index, pause)
+}
+
+// merge adds what other has and b has not, and takes other's lifetimes.
+func (b *belongings) merge(other *belongings) {
+	for _, m := range other.Addresses {
+		same := func(have message) bool { return have.address() == m.address() }
+		b.Addresses = append(slices.DeleteFunc(b.Addresses, same), m)
+	}
+	for _, m := range other.Routes {
+		if !slices.ContainsFunc(b.Routes, func(have message) bool { return bytes.Equal(have, m) }) {
+			b.Routes = append(b.Routes, m)
+		}
+	}
 }
 
 // addRoutes adds routes over a link, those first that others need to reach their
@@ -227,7 +242,7 @@ func labelOn(label []byte, name string) []byte {
 	return append([]byte(name), 0)
 }
 
-// addTo adds the address to a link. An IPv6 address is usable at once: it is
+// addTo adds the address to a link, or gives it its lifetimes there. An IPv6 address is usable at once: it is
 // this machine's already, and nobody has to be asked.
 func (m message) addTo(index uint32, name string) error {
 	a, err := m.on(index, name)
@@ -235,10 +250,7 @@ func (m message) addTo(index uint32, name string) error {
 		return err
 	}
 	if a[0] != unix.AF_INET6 {
-		if err := a.send(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_EXCL); !errors.Is(err, unix.EEXIST) {
-			return err
-		}
-		return nil
+		return a.send(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_REPLACE)
 	}
 	quick, err := a.edit(addressHead, func(kind uint16, value []byte) []byte {
 		if kind == unix.IFA_FLAGS && len(value) == 4 {
@@ -250,10 +262,7 @@ func (m message) addTo(index uint32, name string) error {
 	if err != nil {
 		return err
 	}
-	if err := quick.send(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_EXCL); err != nil {
-		if errors.Is(err, unix.EEXIST) {
-			return nil
-		}
+	if err := quick.send(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_REPLACE); err != nil {
 		return err
 	}
 	// And now as it was.

@@ -266,6 +266,14 @@ func (p *planned) planParent(cfg Config, h host) {
 	if moves {
 		p.change(change{Op: opInherit, Link: p.link, On: name})
 	}
+	// The parent and the macvlan hear the same questions: each must speak for
+	// its own addresses only, or half of the network learns the wrong one.
+	for _, link := range []string{name, p.link} {
+		p.change(change{Op: opSetting, Key: "ipv4/conf/" + link + "/arp_ignore", Value: "1"})
+		p.change(change{Op: opSetting, Key: "ipv4/conf/" + link + "/arp_announce", Value: "2"})
+	}
+	// Routes to the clients may lead over the parent all the same.
+	p.change(change{Op: opSetting, Key: "ipv4/conf/" + p.link + "/rp_filter", Value: "2"})
 	p.change(change{Op: opUp, Link: p.link})
 	if moves {
 		p.planMove(name, p.link, parent)

@@ -44,9 +44,8 @@ func wakeFrame(link *net.Interface, magic []byte) error {
 		return err
 	}
 	defer conn.Close()
-	broadcast := net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
-	frame := append(append(bytes.Clone(broadcast), link.HardwareAddr...), wakeEtherType>>8, wakeEtherType&0xff)
-	_, err = conn.WriteTo(append(frame, magic...), &packet.Addr{HardwareAddr: broadcast})
+	frame := append(append(bytes.Clone(everybody.HardwareAddr), link.HardwareAddr...), wakeEtherType>>8, wakeEtherType&0xff)
+	_, err = conn.WriteTo(append(frame, magic...), everybody)
 	return err
 }
 

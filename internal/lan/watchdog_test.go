@@ -110,7 +110,7 @@ func network(t *testing.T) string {
 		slices.Sort(lines)
 		fmt.Fprintln(&all, strings.Join(lines, "\n"))
 	}
-	for _, key := range []string{"ipv4/conf/nic0/forwarding", "ipv6/conf/nic0/disable_ipv6"} {
+	for _, key := range []string{"ipv4/conf/nic0/forwarding", "ipv6/conf/nic0/disable_ipv6", "ipv4/conf/nic0/arp_ignore", "ipv4/conf/nic0/arp_announce"} {
 		value, _ := readSetting(key)
 		fmt.Fprintln(&all, key, value)
 	}

@@ -1,0 +1,121 @@
+package lan
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// await waits until a state is reached that nothing announces.
+func await(t *testing.T, what string, reached func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); !reached(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal(what + " has not happened")
+		}
+	}
+}
+
+func TestRenewedAddressesFollowToTheBridge(t *testing.T) {
+	office(t)
+	s, err := Open(Config{Uplink: "nic0", NoteDir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	// What dhclient's script does when a lease is renewed, and when there is
+	// another.
+	run(t, "ip", strings.Fields("addr change 10.79.0.2/24 broadcast 10.79.0.255 valid_lft 4242 preferred_lft 4242 dev nic0")...)
+	run(t, "ip", strings.Fields("addr add 10.79.0.77/24 dev nic0")...)
+	run(t, "ip", strings.Fields("route add 10.88.0.0/16 via 10.79.0.1 dev nic0")...)
+	await(t, "the move to the bridge", func() bool {
+		have := run(t, "ip", "-4", "addr", "show", "dev", s.Interface())
+		routes := run(t, "ip", "route", "show", "10.88.0.0/16")
+		return strings.Contains(have, "10.79.0.77/24") && strings.Contains(routes, s.Interface()) && run(t, "ip", "-4", "addr", "show", "dev", "nic0") == ""
+	})
+	if have := run(t, "ip", "-4", "addr", "show", "dev", s.Interface()); !strings.Contains(have, "valid_lft 424") {
+		t.Errorf("the renewed lifetime did not come along: %s", have)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	have := run(t, "ip", "-4", "addr", "show", "dev", "nic0") + run(t, "ip", "route", "show", "dev", "nic0")
+	for _, want := range []string{"10.79.0.77/24", "valid_lft 42", "10.88.0.0/16", "default via 10.79.0.1"} {
+		if !strings.Contains(have, want) {
+			t.Errorf("the NIC lacks %q: %s", want, have)
+		}
+	}
+}
+
+func TestSilentGatewayPutsEverythingBack(t *testing.T) {
+	router := office(t)
+	before := network(t)
+	moved := false
+	dir := t.TempDir()
+	s, err := Open(Config{Uplink: "nic0", NoteDir: dir, pause: func() {
+		if !moved && strings.Contains(run(t, "ip", "addr", "show", "to", "10.79.0.2"), "ecbr-nic0") {
+			moved = true
+			router.Run(t, "ip", "addr", "del", "10.79.0.1/24", "dev", "lan0")
+		}
+	}})
+	if err == nil || !strings.Contains(err.Error(), "gateway 10.79.0.1 answered on nic0 and does not") {
+		if s != nil {
+			s.Close()
+		}
+		t.Fatalf("got %v", err)
+	}
+	if diff := cmp.Diff(before, network(t)); diff != "" {
+		t.Errorf("the network is not as it was:\n%s", diff)
+	}
+	if left, _ := filepath.Glob(dir + "/*"); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+func TestGatewayThatNeverAnswersIsNoReason(t *testing.T) {
+	router := office(t)
+	router.Run(t, "ip", "addr", "del", "10.79.0.1/24", "dev", "lan0")
+	s, err := Open(Config{Uplink: "nic0", NoteDir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestNameServersOfTheLinkComeAlong(t *testing.T) {
+	office(t)
+	dir := t.TempDir()
+	script := `#!/bin/sh
+echo "$@" >>` + dir + `/log
+test $# = 2 || exit 0
+case $1 in
+dns) echo "Link 4 ($2): 192.0.2.53 2001:db8::53" ;;
+domain) echo "Link 4 ($2): example.net ~." ;;
+default-route) echo "Link 4 ($2): yes" ;;
+esac
+`
+	if err := os.WriteFile(filepath.Join(dir, "resolvectl"), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	s, err := Open(Config{Name: "x", Uplink: "nic0", NoteDir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	log, err := os.ReadFile(filepath.Join(dir, "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"dns ecbr-x 192.0.2.53 2001:db8::53\n", "domain ecbr-x example.net ~.\n", "default-route ecbr-x yes\n"} {
+		if !strings.Contains(string(log), want) {
+			t.Errorf("resolvectl was not called with %q: %s", want, log)
+		}
+	}
+}
