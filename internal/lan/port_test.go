@@ -148,7 +148,7 @@ func TestParentsAddressMovesToTheServers(t *testing.T) {
 // TestGuestBootsThroughAMacvtap has servers that know nothing of macvlans give
 // iPXE in a real machine an address and a script.
 func TestGuestBootsThroughAMacvtap(t *testing.T) {
-	nettest.Need(t, "dnsmasq", vmm.DefaultQEMU)
+	nettest.Need(t, "dnsmasq", vmm.DefaultQEMU(""))
 	const ipxe = "/usr/lib/ipxe/ipxe.lkrn"
 	if _, err := os.Stat(ipxe); err != nil {
 		t.Skipf("needs %s: run make deps", ipxe)
