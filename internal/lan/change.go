@@ -114,9 +114,7 @@ func (c change) undo() error {
 	case opUp:
 		err = netlink.LinkSetDown(link)
 	case opEnslave:
-		if bridge, e := netlink.LinkByName(c.On); e == nil && link.Attrs().MasterIndex == bridge.Attrs().Index {
-			err = netlink.LinkSetNoMaster(link)
-		}
+		err = leave(link, c.On)
 	case opAddress:
 		var addr *netlink.Addr
 		if addr, err = netlink.ParseAddr(c.Addr.String()); err == nil {
@@ -204,6 +202,15 @@ func (c change) enslave() error {
 		return needAdmin(fmt.Sprintf("put %s into %s", c.Link, c.On), err)
 	}
 	return nil
+}
+
+// leave takes a port out of a bridge if it is in it.
+func leave(port netlink.Link, bridge string) error {
+	master, err := netlink.LinkByName(bridge)
+	if err != nil || port.Attrs().MasterIndex != master.Attrs().Index {
+		return nil
+	}
+	return netlink.LinkSetNoMaster(port)
 }
 
 func (c change) addAddress() error {

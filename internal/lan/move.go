@@ -74,6 +74,7 @@ func belongingsOf(name string) (*belongings, error) {
 // move takes everything from one link to another, with as little as possible in
 // between, and says whether the network still answers.
 func (b *belongings) move(from, to string, pause func()) error {
+	awaitCarrier(from, to)
 	if err := b.relocate(from, to, pause); err != nil {
 		return fmt.Errorf("move the addresses of %s to %s: %w", from, to, err)
 	}
@@ -92,10 +93,38 @@ func (b *belongings) move(from, to string, pause func()) error {
 	return nil
 }
 
+// carrierWait is for the kernel to notice that a bridge has a port that is up,
+// which it does once a second.
+const carrierWait = 3 * time.Second
+
+// awaitCarrier waits until a link can send, if the one that it lies on can:
+// what is sent earlier is lost, and asked for again a second later.
+func awaitCarrier(from, to string) {
+	up := func(name string) bool {
+		link, err := netlink.LinkByName(name)
+		return err == nil && link.Attrs().OperState == netlink.OperUp
+	}
+	if !up(from) {
+		return
+	}
+	for until := time.Now().Add(carrierWait); !up(to) && time.Now().Before(until); {
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
 // moveBack takes everything back. A NIC that is gone has nothing to get.
 func (b *belongings) moveBack(from, to string) error {
-	if _, err := netlink.LinkByName(from); isNotFound(err) {
+	link, err := netlink.LinkByName(from)
+	if isNotFound(err) {
 		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", from, err)
+	}
+	// Before: what the NIC asks for as soon as it has its addresses must be
+	// answered to it, not to the bridge.
+	if err := leave(link, to); err != nil {
+		return fmt.Errorf("take %s out of %s: %w", from, to, err)
 	}
 	if err := b.age(to).relocate(to, from, func() {}); err != nil {
 		return fmt.Errorf("move the addresses of %s back: %w", from, err)

@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -40,7 +43,11 @@ func beVictim() {
 		}
 		step++
 	}
-	if _, err := Open(cfg); err != nil {
+	s, err := Open(cfg)
+	if err == nil {
+		_, err = s.Tap(guestMAC)
+	}
+	if err != nil {
 		fmt.Println(err)
 		os.Exit(1)
 	}
@@ -162,12 +169,14 @@ func run(t *testing.T, program string, args ...string) string {
 
 func TestUplinkTakesEverythingToTheBridgeAndBack(t *testing.T) {
 	router := office(t)
+	session := connect(t, router, "10.79.0.2")
 	before := network(t)
 	s, err := Open(Config{Name: "office", Uplink: "nic0", NoteDir: t.TempDir()})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer s.Close()
+	session("while the bridge is there")
 	if s.Interface() != "ecbr-office" || s.Address().String() != "10.79.0.2/24" {
 		t.Errorf("the segment is %s at %s", s.Interface(), s.Address())
 	}
@@ -192,57 +201,103 @@ func TestUplinkTakesEverythingToTheBridgeAndBack(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
+	session("after the end")
 	if diff := cmp.Diff(before, network(t)); diff != "" {
 		t.Errorf("the network is not as it was:\n%s", diff)
 	}
 }
 
+// connect opens a TCP connection from another host to an address of this one,
+// as somebody's ssh session is; the result sends a line through it and back.
+func connect(t *testing.T, from *nettest.Host, to string) func(line string) {
+	t.Helper()
+	listener, err := net.Listen("tcp4", to+":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { listener.Close() })
+	go func() {
+		if conn, err := listener.Accept(); err == nil {
+			io.Copy(conn, conn)
+			conn.Close()
+		}
+	}()
+	var conn net.Conn
+	from.Do(t, func() { conn, err = net.Dial("tcp4", listener.Addr().String()) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	answers := bufio.NewReader(conn)
+	return func(line string) {
+		t.Helper()
+		conn.SetDeadline(time.Now().Add(20 * time.Second))
+		fmt.Fprintln(conn, line)
+		if got, err := answers.ReadString('\n'); err != nil || got != line+"\n" {
+			t.Errorf("the session got %q, %v, want %q", got, err, line)
+		}
+	}
+}
+
 func TestKilledAtEachStepLeavesTheNetworkAsItWas(t *testing.T) {
-	office(t)
-	before := network(t)
-	for stop := 0; ; stop++ {
-		dir := t.TempDir()
-		v := startVictim(t, Config{Uplink: "nic0", Address: private, NoteDir: dir}, stop)
-		if v.said != "stopped" && v.said != "open" {
-			t.Fatalf("step %d: %s", stop, v.said)
-		}
-		v.kill()
-		if diff := cmp.Diff(before, network(t)); diff != "" {
-			t.Fatalf("killed at step %d: the network is not as it was:\n%s\n%s", stop, diff, v.stderr)
-		}
-		if left, _ := filepath.Glob(dir + "/*"); len(left) > 0 {
-			t.Errorf("killed at step %d: left behind: %v", stop, left)
-		}
-		if v.said == "open" {
-			t.Logf("killed at each of %d steps", stop)
-			return
-		}
+	for name, cfg := range map[string]Config{
+		"uplink": {Uplink: "nic0", Address: private},
+		"parent": {Parent: "nic0", Address: netip.MustParsePrefix("10.79.0.2/24")},
+		"nat":    {Name: "lab", Bridge: "br8", Address: private, NAT: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			office(t)
+			before := network(t)
+			for stop := 0; ; stop++ {
+				cfg.NoteDir = t.TempDir()
+				v := startVictim(t, cfg, stop)
+				if v.said != "stopped" && v.said != "open" {
+					t.Fatalf("step %d: %s", stop, v.said)
+				}
+				v.kill()
+				if diff := cmp.Diff(before, network(t)); diff != "" {
+					t.Fatalf("killed at step %d: the network is not as it was:\n%s\n%s", stop, diff, v.stderr)
+				}
+				if left, _ := filepath.Glob(cfg.NoteDir + "/*"); len(left) > 0 {
+					t.Errorf("killed at step %d: left behind: %v", stop, left)
+				}
+				if v.said == "open" {
+					t.Logf("killed at each of %d steps", stop)
+					return
+				}
+			}
+		})
 	}
 }
 
 func TestSweepWhenTheWatchdogWasKilledToo(t *testing.T) {
 	office(t)
 	before := network(t)
-	dir := t.TempDir()
-	v := startVictim(t, Config{Uplink: "nic0", NoteDir: dir}, -1)
-	if v.said != "open" || v.watchdog == 0 {
-		t.Fatalf("%s, watchdog %d", v.said, v.watchdog)
-	}
-	watchdog, err := os.FindProcess(v.watchdog)
-	if err != nil {
-		t.Fatal(err)
-	}
-	watchdog.Kill()
-	v.kill()
-	if network(t) == before {
-		t.Fatal("nothing was left to sweep")
-	}
-	for range 2 {
-		if err := Sweep(dir); err != nil {
+	for stop := 0; ; stop++ {
+		dir := t.TempDir()
+		v := startVictim(t, Config{Uplink: "nic0", NoteDir: dir}, stop)
+		if v.watchdog == 0 {
+			t.Fatalf("step %d: %s, and no watchdog", stop, v.said)
+		}
+		watchdog, err := os.FindProcess(v.watchdog)
+		if err != nil {
 			t.Fatal(err)
 		}
-	}
-	if diff := cmp.Diff(before, network(t)); diff != "" {
-		t.Errorf("the network is not as it was:\n%s", diff)
+		watchdog.Kill()
+		v.kill()
+		if v.said == "open" && network(t) == before {
+			t.Fatal("nothing was left to sweep")
+		}
+		for range 2 {
+			if err := Sweep(dir); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if diff := cmp.Diff(before, network(t)); diff != "" {
+			t.Fatalf("killed at step %d: the network is not as it was:\n%s", stop, diff)
+		}
+		if v.said == "open" {
+			return
+		}
 	}
 }
