@@ -28,8 +28,11 @@ func (h *Handler) DecideBoot(req *dhcpv4.DHCPv4, from netip.Addr, now time.Time)
 		return Decision{}
 	}
 	q := h.read(req, now)
-	if q == nil || q.client.Kind == boot.KindOS || !q.forUs(h.cfg.Server.Addr()) {
+	if q == nil || !h.limit.allow(q.mac, now) || q.client.Kind == boot.KindOS || !q.forUs(h.cfg.Server.Addr()) {
 		return Decision{}
+	}
+	if h.cfg.Mode == ModeProxy {
+		h.heard.put(from, q.mac, now)
 	}
 	d := h.point(q, dhcpv4.MessageTypeAck, q.event("request", from.String()+" on port 4011"))
 	if d.Reply != nil {

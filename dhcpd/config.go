@@ -69,6 +69,10 @@ type Config struct {
 	// all, for networks on which nobody else can be. See DefaultProbeTime.
 	ProbeTime time.Duration
 
+	// OnOther is told once of each DHCP server that gives out addresses
+	// beside this one, in ModeServer. It must not wait. nil: only the log is.
+	OnOther func(Other)
+
 	Store    LeaseStore // nil: leases end with the process
 	Timeline *timeline.Recorder
 	Logger   *slog.Logger

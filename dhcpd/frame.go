@@ -17,15 +17,15 @@ const (
 	protocolUDP   = 17
 )
 
-// datagram makes the IPv4 packet of a UDP datagram from port 67 to port 68 of
-// a client that has no address yet. Both checksums are computed here: clients
-// read raw frames, and what the kernel sends over a veth or tap carries a
-// checksum that a network card was meant to finish.
-func datagram(src, dst netip.Addr, payload []byte) []byte {
+// datagram makes the IPv4 packet of a UDP datagram for or from a client that has
+// no address yet. Both checksums are computed here: clients read raw frames, and
+// what the kernel sends over a veth or tap carries a checksum that a network
+// card was meant to finish.
+func datagram(src, dst netip.AddrPort, payload []byte) []byte {
 	b := make([]byte, ipv4HeaderLen+udpHeaderLen, ipv4HeaderLen+udpHeaderLen+len(payload))
 	b = append(b, payload...)
 	udpLen := uint16(len(b) - ipv4HeaderLen)
-	s, d := src.As4(), dst.As4()
+	s, d := src.Addr().As4(), dst.Addr().As4()
 
 	ip := b[:ipv4HeaderLen]
 	ip[0] = 4<<4 | ipv4HeaderLen/4
@@ -37,8 +37,8 @@ func datagram(src, dst netip.Addr, payload []byte) []byte {
 	binary.BigEndian.PutUint16(ip[10:], checksum(0, ip))
 
 	udp := b[ipv4HeaderLen:]
-	binary.BigEndian.PutUint16(udp[0:], serverPort)
-	binary.BigEndian.PutUint16(udp[2:], clientPort)
+	binary.BigEndian.PutUint16(udp[0:], src.Port())
+	binary.BigEndian.PutUint16(udp[2:], dst.Port())
 	binary.BigEndian.PutUint16(udp[4:], udpLen)
 	// The pseudo header of RFC 768.
 	sum := uint32(protocolUDP) + uint32(udpLen)

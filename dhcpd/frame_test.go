@@ -1,6 +1,7 @@
 package dhcpd
 
 import (
+	"net/netip"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -10,7 +11,7 @@ import (
 // with its pseudo header.
 func TestDatagram(t *testing.T) {
 	for _, payload := range []string{"", "odd", "even"} {
-		b := datagram(ip("10.77.0.1"), ip("10.77.0.50"), []byte(payload))
+		b := datagram(netip.MustParseAddrPort("10.77.0.1:67"), netip.MustParseAddrPort("10.77.0.50:68"), []byte(payload))
 		want := []byte{
 			0x45, 0, 0, byte(28 + len(payload)), 0, 0, 0, 0, 64, 17, b[10], b[11],
 			10, 77, 0, 1, 10, 77, 0, 50,
@@ -32,7 +33,7 @@ func TestDatagram(t *testing.T) {
 // A sum that comes out as zero is sent as all ones: zero would mean that there
 // is none (RFC 768).
 func TestZeroChecksum(t *testing.T) {
-	src, dst := ip("0.0.0.0"), ip("0.0.0.0")
+	src, dst := netip.MustParseAddrPort("0.0.0.0:67"), netip.MustParseAddrPort("0.0.0.0:68")
 	for hi := range 256 {
 		for lo := range 256 {
 			if b := datagram(src, dst, []byte{byte(hi), byte(lo)}); b[26] == 0 && b[27] == 0 {

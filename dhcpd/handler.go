@@ -1,6 +1,7 @@
 package dhcpd
 
 import (
+	"cmp"
 	"fmt"
 	"hash/maphash"
 	"net/netip"
@@ -31,10 +32,13 @@ type Handler struct {
 	mu      sync.Mutex
 	table   *table
 	chains  chains
-	ipxe    recent[struct{}] // machines just seen as iPXE
-	refused recent[string]   // the last Bootfile.Why that was logged
+	ipxe    recent[boot.MAC, struct{}]    // machines just seen as iPXE
+	refused recent[boot.MAC, string]      // the last Bootfile.Why that was logged
+	clients recent[boot.MAC, boot.Client] // what the firmware of known machines said
+	heard   recent[netip.Addr, boot.MAC]  // addresses of other servers' clients
 	inv     *boot.Inventory
-	kept    int // addresses of the pool that are kept for the machines of inv
+	uuids   map[netip.Addr]string // of inv's machines, by reserved address
+	kept    int                   // addresses of the pool that are kept for the machines of inv
 	limit   clientLimit
 	held    quarantine
 
@@ -54,9 +58,11 @@ func makeHandler(cfg Config, prefix netip.Prefix, leases []Lease) *Handler {
 		table:   table,
 		limit:   clientLimit{seed: maphash.MakeSeed()},
 		held:    newQuarantine(table.size),
-		chains:  chains{newRecent[chain](bootLife)},
-		ipxe:    newRecent[struct{}](bootLife),
-		refused: newRecent[string](24 * time.Hour),
+		chains:  chains{newRecent[boot.MAC, chain](bootLife)},
+		ipxe:    newRecent[boot.MAC, struct{}](bootLife),
+		refused: newRecent[boot.MAC, string](dayLife),
+		clients: newRecent[boot.MAC, boot.Client](dayLife),
+		heard:   newRecent[netip.Addr, boot.MAC](dayLife),
 	}
 }
 
@@ -150,11 +156,33 @@ func (h *Handler) read(req *dhcpv4.DHCPv4, now time.Time) *query {
 		return nil
 	}
 	q := &query{DHCPv4: req, now: now, mac: mac, client: boot.Classify(mac, options(req.Options))}
-	q.machine, q.profile, q.known = h.inventory().Lookup(q.client)
-	if !q.known && !h.cfg.AnswerUnknown {
+	inv := h.inventory()
+	seen, _ := h.clients.get(mac, now)
+	holds := h.holds(q)
+	// An operating system does not say its UUID. Its firmware has, and its
+	// reserved address tells of it too.
+	q.client.UUID = cmp.Or(q.client.UUID, seen.UUID)
+	if holds {
+		q.client.UUID = cmp.Or(q.client.UUID, h.uuids[q.address()])
+	}
+	q.machine, q.profile, q.known = inv.Lookup(q.client)
+	switch {
+	case q.known && q.client.Kind != boot.KindOS:
+		h.clients.put(mac, q.client, now)
+	case q.known && seen.UUID != "":
+		h.clients.put(mac, seen, now)
+	case !q.known && !h.cfg.AnswerUnknown && !holds:
 		return nil
 	}
 	return q
+}
+
+// holds reports whether a request is about a lease that its client holds. Such a
+// client is answered even if it is not known now, perhaps because only its
+// firmware said its UUID: an ACK is a promise.
+func (h *Handler) holds(q *query) bool {
+	l, ok := h.table.last(q.mac)
+	return ok && q.MessageType() != dhcpv4.MessageTypeDiscover && l.State == Bound && l.Live(q.now) && l.Addr == q.address()
 }
 
 // inventory returns the current inventory after making up for a change of it.
@@ -165,10 +193,12 @@ func (h *Handler) inventory() *boot.Inventory {
 	}
 	h.inv = inv
 	reserved := map[netip.Addr]bool{}
+	h.uuids = map[netip.Addr]string{}
 	machines := 0
 	for m := range inv.All() {
 		if a := h.fixed(m); a.IsValid() {
 			reserved[a] = true
+			h.uuids[a] = m.UUID
 		} else {
 			machines++
 		}
@@ -471,15 +501,28 @@ func (h *Handler) next(q *query) boot.Bootfile {
 }
 
 // Who returns the MAC of the machine to which an address is offered or leased
-// at this time; ok is false when there is none.
+// at this time, or which asked another server for it; ok is false when there is
+// none.
 func (h *Handler) Who(a netip.Addr, now time.Time) (mac boot.MAC, ok bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	l, ok := h.table.at(a.Unmap())
+	a = a.Unmap()
+	if h.cfg.Mode == ModeProxy {
+		return h.heard.get(a, now)
+	}
+	l, ok := h.table.at(a)
 	if !ok || l.State.quarantined() || !l.Live(now) {
 		return boot.MAC{}, false
 	}
 	return l.MAC, true
+}
+
+// Client returns what the firmware or iPXE of a machine of the inventory said of
+// itself when it asked last, in the last day; ok is false when it did not.
+func (h *Handler) Client(mac boot.MAC, now time.Time) (c boot.Client, ok bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.clients.get(mac, now)
 }
 
 // SeenIPXE reports whether a machine asked as iPXE in the last few minutes.

@@ -477,6 +477,51 @@ func TestWho(t *testing.T) {
 	}
 }
 
+// Only firmware says its UUID: what a machine boots after it must be known by
+// what the firmware said.
+func TestKnownByUUID(t *testing.T) {
+	const uuid = "75757575-7575-7575-7575-757575757575"
+	inv := testInventory()
+	inv.ByUUID = map[string]boot.Machine{uuid: {UUID: uuid, Name: "node2", Addr: "10.77.0.52"}}
+	cfg := testConfig()
+	cfg.AnswerUnknown = false
+	cfg.Inventory = func() *boot.Inventory { return inv }
+	n := testNetworks(t, cfg)
+	firmware := map[uint8]string{60: "PXEClient:Arch:00007:UNDI:003016", 93: "\x00\x07", 97: "\x00" + strings.Repeat("u", 16)}
+	os := ask{mac: macA, message: discover}
+	if d := n.Decide(os.packet(), t0); d.Reply != nil {
+		t.Errorf("nobody knows it yet: %s", d)
+	}
+	if c := n.Client(macA, t0); c.UUID != "" || c.MAC != macA {
+		t.Errorf("client %+v", c)
+	}
+	want := "OFFER 10.77.0.52, unicast to chaddr 10.77.0.52"
+	if d := n.Decide(ask{mac: macA, message: discover, options: firmware}.packet(), t0); d.String() != want {
+		t.Errorf("firmware: %s", d)
+	}
+	if d := n.Decide(os.packet(), t0); d.String() != want {
+		t.Errorf("operating system: %s", d)
+	}
+	if c := n.Client(macA, t0); c.UUID != uuid || c.Kind != boot.KindPXE || c.Arch() != boot.ArchX64 {
+		t.Errorf("client %+v", c)
+	}
+	if d := n.Decide(ask{mac: macB, message: discover, options: map[uint8]string{60: "PXEClient"}}.packet(), t0); d.Reply != nil || n.Client(macB, t0).Kind != boot.KindOS {
+		t.Errorf("a stranger: %s, %+v", d, n.Client(macB, t0))
+	}
+
+	// After a restart nothing is remembered but the lease.
+	n = testNetworks(t, cfg, Lease{Addr: ip("10.77.0.52"), MAC: macA, State: Bound, Expires: t0.Add(time.Hour)})
+	if d := n.Decide(ask{mac: macA, message: request, ciaddr: "10.77.0.52"}.packet(), t0); !strings.HasPrefix(d.String(), "ACK 10.77.0.52") {
+		t.Errorf("renewal: %s", d)
+	}
+	if d := n.Decide(os.packet(), t0); d.Reply != nil {
+		t.Errorf("discover: %s", d)
+	}
+	if d := n.Decide(ask{mac: macA, message: request, ciaddr: "10.77.0.52"}.packet(), t0.Add(2*time.Hour)); d.Reply != nil {
+		t.Errorf("renewal after the end: %s", d)
+	}
+}
+
 func TestBadConfig(t *testing.T) {
 	for want, change := range map[string]func(*Config){
 		"give an IPv4 address": func(c *Config) { c.Server = netip.MustParsePrefix("fe80::1/64") },

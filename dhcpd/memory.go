@@ -12,51 +12,55 @@ import (
 // makes up MACs cannot make the server grow.
 const maxRemembered = 4096
 
-// recent remembers a value per machine for a limited time after it was put.
-type recent[V any] struct {
+// recent remembers a value per machine, or per address, for a limited time after
+// it was put.
+type recent[K comparable, V any] struct {
 	life time.Duration
-	m    map[boot.MAC]*list.Element // of order
-	// The machine that was put last comes last.
-	order *list.List // of *remembered[V]
+	m    map[K]*list.Element // of order
+	// What was put last comes last.
+	order *list.List // of *remembered[K, V]
 }
 
-type remembered[V any] struct {
-	mac   boot.MAC
+type remembered[K comparable, V any] struct {
+	key   K
 	value V
 	until time.Time
 }
 
-func newRecent[V any](life time.Duration) recent[V] {
-	return recent[V]{life: life, m: map[boot.MAC]*list.Element{}, order: list.New()}
+func newRecent[K comparable, V any](life time.Duration) recent[K, V] {
+	return recent[K, V]{life: life, m: map[K]*list.Element{}, order: list.New()}
 }
 
-func (r *recent[V]) get(mac boot.MAC, now time.Time) (v V, ok bool) {
-	e := r.m[mac]
+func (r *recent[K, V]) get(key K, now time.Time) (v V, ok bool) {
+	e := r.m[key]
 	if e == nil {
 		return v, false
 	}
-	known := e.Value.(*remembered[V])
+	known := e.Value.(*remembered[K, V])
 	if !now.Before(known.until) {
 		return v, false
 	}
 	return known.value, true
 }
 
-func (r *recent[V]) put(mac boot.MAC, v V, now time.Time) {
-	e := r.m[mac]
+func (r *recent[K, V]) put(key K, v V, now time.Time) {
+	e := r.m[key]
 	switch {
 	case e != nil:
 		r.order.MoveToBack(e)
 	case len(r.m) < maxRemembered:
-		e = r.order.PushBack(&remembered[V]{})
+		e = r.order.PushBack(&remembered[K, V]{})
 	default:
 		e = r.order.Front()
-		delete(r.m, e.Value.(*remembered[V]).mac)
+		delete(r.m, e.Value.(*remembered[K, V]).key)
 		r.order.MoveToBack(e)
 	}
-	r.m[mac] = e
-	*e.Value.(*remembered[V]) = remembered[V]{mac, v, now.Add(r.life)}
+	r.m[key] = e
+	*e.Value.(*remembered[K, V]) = remembered[K, V]{key, v, now.Add(r.life)}
 }
+
+// dayLife is for what is worth knowing of a machine after its boot.
+const dayLife = 24 * time.Hour
 
 // bootLife is how long after a boot program was handed out the next iPXE of
 // that machine is taken for this program. A slow NIC on a slow network loads an
@@ -74,7 +78,7 @@ type chain struct {
 
 // chains remembers to whom a boot program was handed out, so that the iPXE that
 // was loaded is told from the iPXE in the ROM that loaded it (boot.Client.Loaded).
-type chains struct{ recent[chain] }
+type chains struct{ recent[boot.MAC, chain] }
 
 // loaded reports whether the iPXE that asks with xid is the one that we handed
 // out. The same xid gives the same answer every time. A third xid is a machine

@@ -90,7 +90,7 @@ func TestSeenIPXE(t *testing.T) {
 }
 
 func TestRecentIsBounded(t *testing.T) {
-	r := newRecent[int](time.Minute)
+	r := newRecent[boot.MAC, int](time.Minute)
 	for i := range maxRemembered + 10 {
 		r.put(boot.MAC{1, byte(i), byte(i >> 8)}, i, t0.Add(time.Duration(i)))
 	}

@@ -32,7 +32,12 @@ func (h *Handler) proxy(q *query) Decision {
 		if server, _ := q.server(); server == h.cfg.Server.Addr() {
 			return h.point(q, dhcpv4.MessageTypeAck, q.event("request", ""))
 		}
-		return Decision{Asked: q.event("request", q.address().String()+" of another server")}
+		a := q.address()
+		if assignable(a, h.prefix) {
+			// Whether it gets the address is not known, but most do.
+			h.heard.put(a, q.mac, q.now)
+		}
+		return Decision{Asked: q.event("request", a.String()+" of another server")}
 	}
 	return Decision{}
 }

@@ -177,3 +177,21 @@ func TestProxyChainloads(t *testing.T) {
 		}
 	}
 }
+
+// A proxy gives no address, but hears who asks for which.
+func TestProxyKnowsWhoHasWhat(t *testing.T) {
+	h := newHandler(t, proxyConfig())
+	h.Decide(ask{mac: node, message: request, server: other, requested: "10.77.0.60"}.packet(), t0)
+	h.Decide(ask{mac: macA, message: request, ciaddr: "10.77.0.61"}.packet(), t0)
+	h.DecideBoot(ask{mac: macB, message: request, server: us, options: uefi}.packet(), ip("10.77.0.62"), t0)
+	h.Decide(ask{mac: macA, message: request, requested: "192.0.2.7"}.packet(), t0)
+	for a, want := range map[string]boot.MAC{"10.77.0.60": node, "::ffff:10.77.0.61": macA, "10.77.0.62": macB, "192.0.2.7": {}, "10.77.0.63": {}} {
+		if mac, ok := h.Who(ip(a), t0); mac != want || ok != (want != boot.MAC{}) {
+			t.Errorf("%s is %s's, %v", a, mac, ok)
+		}
+	}
+	h.Decide(ask{mac: macA, message: request, server: other, requested: "10.77.0.60"}.packet(), t0)
+	if mac, _ := h.Who(ip("10.77.0.60"), t0); mac != macA {
+		t.Errorf("an address that changed hands is still %s's", mac)
+	}
+}

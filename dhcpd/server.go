@@ -44,6 +44,7 @@ type Server struct {
 	// what is decided on top of a lease always comes after it.
 	deciding sync.Mutex
 	outbox   *outbox
+	watch    *watch  // in ModeServer
 	prober   *prober // nil when addresses are not probed
 
 	malformed, storeFailed, sendFailed nuisance.Counter
@@ -78,6 +79,11 @@ func (s *Server) listen(link *net.Interface) (err error) {
 	if s.raw, err = listenRaw(link); err != nil {
 		return err
 	}
+	if s.cfg.Mode == ModeServer {
+		if s.watch, err = newWatch(link); err != nil {
+			return err
+		}
+	}
 	if s.cfg.ProbeTime > 0 && s.cfg.Mode == ModeServer {
 		s.prober, err = newProber(link, s.cfg.ProbeTime)
 	}
@@ -94,6 +100,9 @@ func (s *Server) close() {
 	}
 	if s.raw != nil {
 		s.raw.Close()
+	}
+	if s.watch != nil {
+		s.watch.conn.Close()
 	}
 	if s.prober != nil {
 		s.prober.conn.Close()
@@ -121,6 +130,9 @@ func (s *Server) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return s.receive(ctx) })
 	group.Go(func() error { return s.receiveBoot(ctx) })
+	if s.watch != nil {
+		group.Go(func() error { return s.watchOthers(ctx) })
+	}
 	if s.prober != nil {
 		group.Go(func() error { return s.probe(ctx) })
 	}
@@ -162,6 +174,7 @@ func (s *Server) decide(b []byte, out replies) {
 	if req == nil {
 		return
 	}
+	s.overhear(req)
 	s.pass(s.networks.Decide(req, now), req, out)
 }
 
@@ -216,6 +229,10 @@ func (s *Server) Who(a netip.Addr) string {
 	return ""
 }
 
+// Client returns what the firmware or iPXE of a machine of the inventory said of
+// itself when it asked last; only its MAC when nothing is remembered.
+func (s *Server) Client(mac boot.MAC) boot.Client { return s.networks.Client(mac, s.cfg.Now()) }
+
 // SeenIPXE reports whether a machine asked for an address as iPXE in the last
 // five minutes.
 func (s *Server) SeenIPXE(mac boot.MAC) bool { return s.networks.SeenIPXE(mac, s.cfg.Now()) }
@@ -228,6 +245,7 @@ func (s *Server) Leases() []Lease { return s.networks.leases() }
 type Counters struct {
 	Malformed    uint64 // packets that are no DHCP messages
 	StrangeRelay uint64 // requests that came through a relay of no network of ours
+	Others       uint64 // packets that speak of other DHCP servers
 	Limited      uint64 // requests of clients that ask too often
 	Exhausted    uint64 // requests for which no address was free
 	Cut          uint64 // replies that had no room for all options
@@ -245,6 +263,9 @@ func (s *Server) Counters() Counters {
 		StrangeRelay: s.networks.strange.Total(),
 		StoreFailed:  s.storeFailed.Total(),
 		SendFailed:   s.sendFailed.Total(),
+	}
+	if s.watch != nil {
+		c.Others = s.watch.frames.Total()
 	}
 	for _, h := range s.networks.handlers {
 		c.Limited += h.limited.Total()

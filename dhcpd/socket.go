@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"syscall"
 
 	"github.com/mdlayher/packet"
@@ -98,7 +99,8 @@ func (o *sender) datagram(d Decision, b []byte, port int) {
 }
 
 func (o *sender) frame(d Decision, b []byte, hw net.HardwareAddr) {
-	_, err := o.s.raw.WriteTo(datagram(o.s.cfg.Server.Addr(), d.Reply.To, b), &packet.Addr{HardwareAddr: hw})
+	from, to := netip.AddrPortFrom(o.s.cfg.Server.Addr(), serverPort), netip.AddrPortFrom(d.Reply.To, clientPort)
+	_, err := o.s.raw.WriteTo(datagram(from, to, b), &packet.Addr{HardwareAddr: hw})
 	o.sent(d, err)
 }
 

@@ -136,6 +136,15 @@ func (n *networks) Who(a netip.Addr, now time.Time) (mac boot.MAC, ok bool) {
 	return n.holder(a.Unmap()).Who(a, now)
 }
 
+func (n *networks) Client(mac boot.MAC, now time.Time) boot.Client {
+	for _, h := range n.handlers {
+		if c, ok := h.Client(mac, now); ok {
+			return c
+		}
+	}
+	return boot.Client{MAC: mac}
+}
+
 func (n *networks) SeenIPXE(mac boot.MAC, now time.Time) bool {
 	return slices.ContainsFunc(n.handlers, func(h *Handler) bool { return h.SeenIPXE(mac, now) })
 }

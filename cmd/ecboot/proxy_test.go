@@ -29,10 +29,9 @@ var proxyGuests = []struct {
 		[]timeline.Stage{"ipxe.discover", "ipxe.offer", timeline.Script}},
 	{"BIOS", "iPXE ROM chainloads `undionly.kpxe` by TFTP, HTTP", guestOptions{}, "chainload = true\n",
 		[]timeline.Stage{"ipxe.offer", timeline.TFTP, "ipxe.offer", timeline.Script}},
-	{"UEFI x64", "PXE: `snponly.efi` by TFTP, HTTP", guestOptions{Guest: config.Guest{Firmware: "uefi", ROM: "none"}}, "",
+	{"UEFI x64", "PXE: `snponly.efi` by TFTP, HTTP", guestOptions{FirstStage: stagePXE}, "",
 		[]timeline.Stage{"firmware.offer", "firmware.request", "firmware.ack", timeline.TFTP, "ipxe.offer", timeline.Script}},
-	{"UEFI x64", "HTTP Boot: `snponly.efi` by HTTP, HTTP", guestOptions{Guest: config.Guest{Firmware: "uefi", ROM: "none"}, Extra: []string{
-		"-fw_cfg", "name=opt/org.tianocore/IPv4PXESupport,string=n", "-fw_cfg", "name=opt/org.tianocore/IPv6PXESupport,string=n"}}, "",
+	{"UEFI x64", "HTTP Boot: `snponly.efi` by HTTP, HTTP", guestOptions{FirstStage: stageHTTP}, "",
 		[]timeline.Stage{"firmware.offer", timeline.HTTPBoot, "ipxe.offer", timeline.Script}},
 }
 
@@ -84,8 +83,10 @@ func TestProxyBeside(t *testing.T) {
 // startGuest boots a machine on a bridge until the test ends.
 func startGuest(t *testing.T, bridge string, mac boot.MAC, o guestOptions) {
 	t.Helper()
-	d := config.Default().Guest
-	o.Machine, o.NIC, o.CPUs, o.Memory = d.Machine, d.NIC, d.CPUs, d.Memory
+	o.Guest = config.Default().Guest
+	if o.FirstStage != "" {
+		o.Firmware = "uefi"
+	}
 	spec, err := guestSpec(o, vmm.AccelTCG, 0, mac, "", "")
 	if err != nil {
 		t.Skip(err)
