@@ -167,7 +167,7 @@ func (s *stack) open(cfg stackConfig, seg config.Segment) (err error) {
 		return err
 	}
 	http, err := httpboot.New(httpboot.Config{
-		Addr: address.Addr(), Interface: iface, Port: cfg.Server.HTTPPort, Inventory: one.web.Load,
+		Addr: address.Addr(), Interface: iface, Port: cfg.Server.HTTPPort, Inventory: one.web.Load, Client: one.client,
 		Certificate: certificate, TLSPort: cfg.Server.HTTPSPort,
 		Files: files, Allow: allow,
 		Who: one.who, Timeline: s.timeline, Logger: cfg.Log,
@@ -266,9 +266,7 @@ func (s *segment) subnets() (list []dhcpd.Subnet) {
 var dhcpMode = map[config.Mode]dhcpd.Mode{config.ModeServer: dhcpd.ModeServer, config.ModeProxy: dhcpd.ModeProxy}
 
 // client is what the machine's firmware said of itself when it last asked.
-func (s *segment) client(mac boot.MAC) boot.Client {
-	return boot.Client{MAC: mac}
-}
+func (s *segment) client(mac boot.MAC) boot.Client { return s.dhcp.Client(mac) }
 
 // who names the machine that has an address: by the DHCP server, which may not
 // have given it out, or else by the kernel, to which the machine has just
