@@ -56,7 +56,7 @@ fuzz:
 
 # ecboot beside its peers. Each figure ends in a line: bench NAME ours=… peer=….
 # ROUNDS (3) is how often each contender runs.
-BENCHES := boot servers http
+BENCHES := boot servers http storm
 bench: $(BENCHES:%=bench-%)
 
 .PHONY: $(BENCHES:%=bench-%)

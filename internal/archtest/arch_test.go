@@ -65,12 +65,13 @@ var layers = []layer{
 	{pkg: "cmd/ecboot", ours: []string{all}, why: "it assembles everything; " + whyCommand},
 
 	{pkg: "internal/nettest", why: whyTests},
-	{pkg: "internal/bench", why: whyTests},
+	{pkg: "internal/sim", why: whyTests},
+	{pkg: "internal/bench", ours: []string{"internal/sim"}, why: whyTests},
 	{pkg: "internal/archtest", why: whyTests},
 }
 
 // testOnly may be imported by tests only.
-var testOnly = []string{"internal/nettest", "internal/bench", "internal/archtest"}
+var testOnly = []string{"internal/nettest", "internal/sim", "internal/bench", "internal/archtest"}
 
 // goPackage is what “go list -json” says of a package.
 type goPackage struct {

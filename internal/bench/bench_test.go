@@ -9,9 +9,12 @@ import (
 	"testing"
 
 	"github.com/every-channel/ecboot/internal/nettest"
+	"github.com/every-channel/ecboot/internal/sim"
 )
 
-func TestMain(m *testing.M) { nettest.Main(m, nettest.Program{Name: "load", Main: loadMain}) }
+func TestMain(m *testing.M) {
+	nettest.Main(m, nettest.Program{Name: "load", Main: loadMain}, nettest.Program{Name: "rack", Main: sim.Main})
+}
 
 // rounds is how often each contender runs; the median counts.
 func rounds(b *testing.B) int {

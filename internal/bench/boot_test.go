@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -188,17 +189,23 @@ func onTap(b *testing.B, body func(nic []string)) {
 		"-device", "virtio-net-pci,netdev=n0,bootindex=0,mac=" + guestMAC})
 }
 
-// background runs a server until the benchmark ends.
-func background(b *testing.B, name string, args ...string) *os.Process {
+// background runs a server until stop is called or the benchmark ends.
+func background(b *testing.B, name string, args ...string) (p *os.Process, stop func()) {
 	cmd := exec.Command(name, args...)
 	if err := cmd.Start(); err != nil {
 		b.Fatal(err)
 	}
-	b.Cleanup(func() {
+	return cmd.Process, stopper(b, cmd)
+}
+
+// stopper ends a server when it is called, and with the benchmark at the latest.
+func stopper(b *testing.B, cmd *exec.Cmd) (stop func()) {
+	stop = sync.OnceFunc(func() {
 		cmd.Process.Signal(os.Interrupt)
 		cmd.Wait()
 	})
-	return cmd.Process
+	b.Cleanup(stop)
+	return stop
 }
 
 func awaitTCP(b *testing.B, addr string) {

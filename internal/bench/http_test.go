@@ -113,12 +113,12 @@ func publicDir(b *testing.B) string {
 	return top
 }
 
-// startEcboot serves all machines on br0 until the benchmark ends; config is
-// what the file has besides. It returns the process.
-func startEcboot(b *testing.B, config string) *os.Process {
+// startEcboot serves all machines on br0 until stop is called or the benchmark
+// ends; config is what the file has besides.
+func startEcboot(b *testing.B, config string) (p *os.Process, stop func()) {
 	b.Helper()
 	file := filepath.Join(b.TempDir(), "ecboot.toml")
-	writeFile(b, file, fmt.Sprintf("[segment.lan]\nbridge = \"br0\"\nunknown = \"boot\"\n[server]\nstate_dir = %q\n%s", b.TempDir(), config))
+	writeFile(b, file, fmt.Sprintf("[server]\nstate_dir = %q\n[segment.lan]\nbridge = \"br0\"\nunknown = \"boot\"\n%s", b.TempDir(), config))
 	serve := exec.Command(repoFile(b, "ecboot"), "serve", "--config", file)
 	stderr, err := serve.StderrPipe()
 	if err != nil {
@@ -127,29 +127,26 @@ func startEcboot(b *testing.B, config string) *os.Process {
 	if err := serve.Start(); err != nil {
 		b.Fatal(err)
 	}
-	b.Cleanup(func() {
-		serve.Process.Signal(os.Interrupt)
-		serve.Wait()
-	})
+	stop = stopper(b, serve)
 	lines := bufio.NewScanner(stderr)
 	awaitLine(b, lines, "serving")
 	go func() {
 		for lines.Scan() {
 		}
 	}()
-	return serve.Process
+	return serve.Process, stop
 }
 
 // startNginx serves dir/http as its manual says, with a worker for each core
 // and room for a thousand clients at once.
-func startNginx(b *testing.B, dir string, port int) *os.Process {
+func startNginx(b *testing.B, dir string, port int) (p *os.Process, stop func()) {
 	b.Helper()
 	conf := filepath.Join(dir, "nginx.conf")
 	writeFile(b, conf, fmt.Sprintf(`daemon off; pid %[1]s/nginx.pid; worker_processes auto; error_log %[1]s/error.log;
 events { worker_connections 4096; }
 http { access_log %[1]s/access.log; sendfile on; tcp_nopush on; server { listen %[2]s:%[3]d backlog=4096; root %[1]s/http; } }
 `, dir, serverAddr, port))
-	p := background(b, "nginx", "-c", conf)
+	p, stop = background(b, "nginx", "-c", conf)
 	awaitTCP(b, fmt.Sprintf("%s:%d", serverAddr, port))
-	return p
+	return p, stop
 }
