@@ -56,7 +56,7 @@ fuzz:
 
 # ecboot beside its peers. Each figure ends in a line: bench NAME ours=… peer=….
 # ROUNDS (3) is how often each contender runs.
-BENCHES := boot servers http storm
+BENCHES := boot servers http dhcp storm
 bench: $(BENCHES:%=bench-%)
 
 .PHONY: $(BENCHES:%=bench-%)
@@ -77,7 +77,7 @@ deps-test: deps
 
 # The peers of the benchmarks.
 deps-bench: deps
-	@$(call install,dnsmasq:dnsmasq-base nginx:nginx-light)
+	@$(call install,dnsmasq:dnsmasq-base nginx:nginx-light perfdhcp:kea-admin kea-dhcp4:kea-dhcp4-server)
 
 # install PROGRAM:PACKAGE…, FILE:PACKAGE…: install the packages whose program or
 # file is missing, without starting their services.
