@@ -52,6 +52,7 @@ type FileStore struct {
 	named bool  // that the file has the name is durable
 	lines int   // records in the file
 	limit int   // lines at which to compact
+	slack int   // compactAbove
 	last  map[netip.Addr]Lease
 	// While a new file is written, changes gather here as well.
 	compacting bool
@@ -73,7 +74,7 @@ func OpenFileStore(path string, log *slog.Logger) (*FileStore, error) {
 	}
 	// A kill in the middle of a compaction leaves this one.
 	os.Remove(path + ".new")
-	s := &FileStore{path: path, log: log, file: file, last: map[netip.Addr]Lease{}}
+	s := &FileStore{path: path, log: log, file: file, slack: compactAbove, last: map[netip.Addr]Lease{}}
 	if err := s.load(); err != nil {
 		s.file.Close()
 		return nil, err
@@ -130,7 +131,7 @@ func (s *FileStore) load() error {
 		s.last[l.Addr] = l
 	}
 	s.size, s.lines = int64(good), len(leases)
-	s.limit = len(s.last) + compactAbove
+	s.limit = len(s.last) + s.slack
 	if torn := len(data) - good; torn > 0 {
 		s.dirty = true
 		s.log.Warn("cut off an incomplete last line, as a crash leaves it; nobody was told of it", "file", s.path, "line", len(leases)+2, "bytes", torn)
@@ -297,7 +298,7 @@ func (s *FileStore) replace(file *os.File, size int64, lines int) error {
 	}
 	s.file.Close()
 	s.file, s.size, s.dirty, s.named = file, size, false, false
-	s.lines, s.limit = lines, len(s.last)+compactAbove
+	s.lines, s.limit = lines, len(s.last)+s.slack
 	return nil
 }
 
