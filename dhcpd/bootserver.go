@@ -28,7 +28,7 @@ func (h *Handler) DecideBoot(req *dhcpv4.DHCPv4, from netip.Addr, now time.Time)
 		return Decision{}
 	}
 	q := h.read(req, now)
-	if q == nil || !h.limit.allow(q.mac, now) || q.client.Kind == boot.KindOS || !q.forUs(h.cfg.Server.Addr()) {
+	if q == nil || !h.limit.allow(q.mac, q.MessageType(), now) || q.client.Kind == boot.KindOS || !q.forUs(h.cfg.Server.Addr()) {
 		return Decision{}
 	}
 	if h.cfg.Mode == ModeProxy {

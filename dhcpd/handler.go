@@ -3,7 +3,6 @@ package dhcpd
 import (
 	"cmp"
 	"fmt"
-	"hash/maphash"
 	"net/netip"
 	"sync"
 	"time"
@@ -56,7 +55,7 @@ func makeHandler(cfg Config, prefix netip.Prefix, leases []Lease) *Handler {
 		search:  search,
 		routes:  encodeRoutes(cfg.Routes, cfg.Router),
 		table:   table,
-		limit:   clientLimit{seed: maphash.MakeSeed()},
+		limit:   newClientLimit(),
 		held:    newQuarantine(table.size),
 		chains:  chains{newRecent[boot.MAC, chain](bootLife)},
 		ipxe:    newRecent[boot.MAC, struct{}](bootLife),
@@ -117,7 +116,7 @@ func (h *Handler) Decide(req *dhcpv4.DHCPv4, now time.Time) Decision {
 	if q == nil {
 		return Decision{}
 	}
-	if !h.limit.allow(q.mac, now) {
+	if !h.limit.allow(q.mac, q.MessageType(), now) {
 		d := Decision{}
 		if n, say := h.limited.Note(now); say {
 			d.Warn = fmt.Sprintf("%s asks more than %d times a second: the rest is not answered (so far %d requests of all clients)", q.mac, clientRate, n)
@@ -389,7 +388,9 @@ func (h *Handler) decline(q *query) Decision {
 	d := Decision{Asked: q.event("decline", a.String())}
 	l, ok := h.table.last(q.mac)
 	if !ok || l.Addr != a || l.State != Bound || !q.forUs(h.cfg.Server.Addr()) {
-		return d
+		// Of no consequence, and so nothing that the timeline should tell
+		// of a machine in whose name it may have been made up.
+		return Decision{}
 	}
 	if h.held.admit(a, q.mac, q.now) {
 		l.State, l.Expires = Declined, ceilSecond(q.now.Add(quarantineTime))
@@ -451,13 +452,13 @@ func (h *Handler) silent(a netip.Addr) {
 // as long as nobody else needs it.
 func (h *Handler) release(q *query) Decision {
 	a := addr(q.ClientIPAddr)
-	d := Decision{Asked: q.event("release", a.String())}
-	if l, ok := h.table.last(q.mac); ok && l.Addr == a && l.State == Bound && q.forUs(h.cfg.Server.Addr()) {
-		l = l.released(q.now)
-		h.table.set(l)
-		d.Commit = &l
+	l, ok := h.table.last(q.mac)
+	if !ok || l.Addr != a || l.State != Bound || !q.forUs(h.cfg.Server.Addr()) {
+		return Decision{}
 	}
-	return d
+	l = l.released(q.now)
+	h.table.set(l)
+	return Decision{Asked: q.event("release", a.String()), Commit: &l}
 }
 
 // free ends the lease of an address for its client.

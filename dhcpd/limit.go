@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/every-channel/ecboot/internal/boot"
+	"github.com/insomniacslk/dhcp/dhcpv4"
 )
 
 // How often one client may ask. A machine that boots sends some ten requests
@@ -15,14 +16,18 @@ const (
 	clientRate  = 16 // per second
 )
 
-// clientLimit keeps a token bucket per MAC in a table that never grows. Two
+// clientLimit keeps token buckets per MAC in tables that never grow: one for
+// what asks for an address, one for what gives it back. A neighbour who gives
+// back in the name of a machine must not use up what the machine asks with. Two
 // MACs that share a place take it from each other, which makes the limit looser
 // and never stricter; the places differ from start to start, so nobody can
 // choose to share one.
 type clientLimit struct {
-	seed    maphash.Seed
-	buckets [4096]bucket
+	seed          maphash.Seed
+	asks, returns [4096]bucket
 }
+
+func newClientLimit() clientLimit { return clientLimit{seed: maphash.MakeSeed()} }
 
 type bucket struct {
 	mac    boot.MAC
@@ -31,8 +36,12 @@ type bucket struct {
 }
 
 // allow takes a token of a client, and reports whether there was one.
-func (l *clientLimit) allow(mac boot.MAC, now time.Time) bool {
-	b := &l.buckets[maphash.Comparable(l.seed, mac)%uint64(len(l.buckets))]
+func (l *clientLimit) allow(mac boot.MAC, mt dhcpv4.MessageType, now time.Time) bool {
+	table := &l.asks
+	if mt == dhcpv4.MessageTypeRelease || mt == dhcpv4.MessageTypeDecline {
+		table = &l.returns
+	}
+	b := &table[maphash.Comparable(l.seed, mac)%uint64(len(table))]
 	if b.mac != mac {
 		*b = bucket{mac: mac, tokens: clientBurst, filled: now}
 	}

@@ -17,16 +17,21 @@ type live struct {
 	tty    bool
 	start  time.Time
 	label  func(machine string) string // in front of each line; nil prints none
+	known  func(machine string) bool   // whose lines are all shown; nil: everybody's
 	events chan timeline.Event
 	done   chan struct{}
 
-	bar  bool   // a progress bar stands on the last line
-	stop func() // prints what is left and ends; may be called again
+	bar     bool      // a progress bar stands on the last line
+	budget  float64   // lines that strangers may still have
+	counted time.Time // when budget was right
+	hidden  int       // lines that they did not get
+	said    time.Time // when hidden was told last
+	stop    func()    // prints what is left and ends; may be called again
 }
 
 // newLive starts printing what r records, until stop. Times count from start.
-func newLive(w io.Writer, start time.Time, r *timeline.Recorder, label func(string) string) *live {
-	l := &live{w: w, tty: isTerminalWriter(w), start: start, label: label, events: make(chan timeline.Event, 1024), done: make(chan struct{})}
+func newLive(w io.Writer, start time.Time, r *timeline.Recorder, label func(string) string, known func(string) bool) *live {
+	l := &live{w: w, tty: isTerminalWriter(w), start: start, label: label, known: known, counted: start, budget: strangersBurst, events: make(chan timeline.Event, 1024), done: make(chan struct{})}
 	go func() {
 		defer close(l.done)
 		for e := range l.events {
@@ -60,6 +65,9 @@ func (l *live) print(e timeline.Event) {
 		}
 		return
 	}
+	if !l.show(e) {
+		return
+	}
 	l.clearBar()
 	words := e.Detail
 	switch {
@@ -69,6 +77,35 @@ func (l *live) print(e timeline.Event) {
 		words = strings.TrimSpace(words + "  " + timeline.FormatBytes(e.Bytes))
 	}
 	fmt.Fprintln(l.w, strings.TrimRight(l.head(e)+"  "+words, " "))
+}
+
+// Strangers get so many lines, so that whoever makes up machines cannot fill a
+// screen or a log with them.
+const (
+	strangersBurst = 500
+	strangersRate  = 10 // per second
+	hiddenPause    = time.Minute
+)
+
+// show reports whether an event is printed, and says now and then how many were
+// not.
+func (l *live) show(e timeline.Event) bool {
+	if l.known == nil || l.known(e.Machine) {
+		return true
+	}
+	l.budget = min(strangersBurst, l.budget+e.At.Sub(l.counted).Seconds()*strangersRate)
+	l.counted = e.At
+	if l.budget >= 1 {
+		l.budget--
+		return true
+	}
+	l.hidden++
+	if e.At.Sub(l.said) >= hiddenPause {
+		l.said = e.At
+		l.clearBar()
+		fmt.Fprintf(l.w, "%7.2f s  machines that are not declared ask so often that not all of it is shown (so far %d lines are not)\n", e.At.Sub(l.start).Seconds(), l.hidden)
+	}
+	return false
 }
 
 const barWidth = 30

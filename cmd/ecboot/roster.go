@@ -209,6 +209,12 @@ func (r *roster) find(machine string) (id config.MachineID, p boot.Profile, know
 	return
 }
 
+// knows reports whether a machine of the timeline is declared.
+func (r *roster) knows(machine string) bool {
+	_, _, known := r.find(machine)
+	return known
+}
+
 // booted ends what was for one time.
 func (r *roster) booted(machine string) {
 	id, _, known := r.find(machine)
