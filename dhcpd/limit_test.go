@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/every-channel/ecboot/internal/boot"
+	"github.com/insomniacslk/dhcp/dhcpv4"
 )
 
 func TestClientLimit(t *testing.T) {
@@ -198,5 +199,22 @@ func TestPoolSize(t *testing.T) {
 		if tab.size != tt.want || len(got) != tt.want || tab.free(t0) != 0 || tab.free(t0.Add(time.Hour)) != tt.want {
 			t.Errorf("%v: size %d, gave %v, want %d", tt.pool, tab.size, got, tt.want)
 		}
+	}
+}
+
+func TestReturnsUseUpNoRequests(t *testing.T) {
+	l := newClientLimit()
+	mac, now := boot.MAC{2}, time.Unix(1_000_000, 0)
+	returned := 0
+	for range 1000 {
+		if l.allow(mac, dhcpv4.MessageTypeRelease, now) || l.allow(mac, dhcpv4.MessageTypeDecline, now) {
+			returned++
+		}
+	}
+	if returned != clientBurst {
+		t.Errorf("%d returns of an address were allowed, want %d", returned, clientBurst)
+	}
+	if !l.allow(mac, dhcpv4.MessageTypeDiscover, now) {
+		t.Error("a machine in whose name addresses are given back cannot ask for one")
 	}
 }
