@@ -144,7 +144,7 @@ func (f *guestFlags) launch(cmd *cobra.Command, cfg *config.Config, profile stri
 		seg.Unknown = config.PolicyIgnore
 	}
 	inventory := guestInventory(cfg, seg, files, o, profile)
-	stack, err := openStack(stackConfig{
+	stack, err := openStack(ctx, stackConfig{
 		Segments: []config.Segment{seg}, Server: cfg.Server, Files: files,
 		Inventory: func(config.Segment) *boot.Inventory { return inventory },
 		LeaseFile: func(string) string { return run.file(leaseFileName) }, NoteDir: run.path, CertificateDir: certificateDir(cfg), Log: log,

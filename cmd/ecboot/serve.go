@@ -68,7 +68,7 @@ func serve(ctx context.Context, configPath string, cfg *config.Config, segments 
 	if err != nil {
 		return err
 	}
-	stack, err := openStack(stackConfig{
+	stack, err := openStack(ctx, stackConfig{
 		Segments: segments, Server: cfg.Server, Files: files,
 		Inventory: func(seg config.Segment) *boot.Inventory { return files.inventory(cfg, seg) },
 		LeaseFile: func(segment string) string { return leaseFile(cfg, segment) }, NoteDir: run.path, CertificateDir: certificateDir(cfg), Log: log,

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -121,4 +122,40 @@ func TestEnvironmentInTheWay(t *testing.T) {
 		device(t, "666")
 		run(t, asNobody+bin+" run --accel tcg --first-stage ipxe --until ready").want(t, 0, "userland")
 	})
+}
+
+// A second DHCP server that answers everybody harms a network: ecboot looks
+// before it becomes one.
+func TestBesideAnotherDHCPServer(t *testing.T) {
+	needImages(t)
+	nettest.Need(t, "dnsmasq")
+	t.Parallel()
+	network := netip.MustParsePrefix("10.84.0.1/24")
+	nettest.Bridge(t, "other0", network.String())
+	host := nettest.NewHost(t, "other")
+	nettest.Connect(t, "other0", host, "eth0")
+	host.ServeDHCP(t, "dnsmasq", "eth0", network)
+	mac := strings.Fields(host.Run(t, "cat", "/sys/class/net/eth0/address"))[0]
+
+	dir := t.TempDir()
+	file := filepath.Join(dir, "ecboot.toml")
+	write := func(line string) {
+		t.Helper()
+		text := fmt.Sprintf("[segment.lan]\nbridge = \"other0\"\n%s\n[server]\nstate_dir = %q\n", line, dir)
+		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("")
+	ecboot(t, "serve", "--config", file).want(t, exitEnvironment, "segment lan: another DHCP server gives addresses on other0", mac, `mode = "proxy"`, "allow_other_dhcp = true")
+	ecboot(t, "run", "--bridge", "other0", "--config", file).want(t, exitEnvironment, mac)
+	for _, line := range []string{"allow_other_dhcp = true", `mode = "proxy"`} {
+		write(line)
+		s := start(t, "serve", "--config", file)
+		s.until(t, "serving")
+		s.cmd.Process.Signal(syscall.SIGTERM)
+		if code := s.end(t); code != 0 {
+			t.Errorf("%s: exit code %d", line, code)
+		}
+	}
 }

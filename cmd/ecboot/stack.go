@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -83,7 +84,7 @@ type stackConfig struct {
 // openStack opens the segments and binds every server, so that whatever is in
 // the way is an error before anything is served. When it fails it leaves
 // nothing.
-func openStack(cfg stackConfig) (_ *stack, err error) {
+func openStack(ctx context.Context, cfg stackConfig) (_ *stack, err error) {
 	s := &stack{timeline: timeline.New()}
 	defer func() {
 		if err != nil {
@@ -94,11 +95,49 @@ func openStack(cfg stackConfig) (_ *stack, err error) {
 		if seg.Relay.IsValid() {
 			continue // served through another one
 		}
-		if err := s.open(cfg, seg); err != nil {
+		if err := s.join(cfg, seg); err != nil {
 			return nil, fmt.Errorf("segment %s: %w", seg.Name, err)
 		}
 	}
+	var look errgroup.Group
+	for _, one := range s.segments {
+		look.Go(func() error { return one.lookAround(ctx, cfg.Log) })
+	}
+	if err := look.Wait(); err != nil {
+		return nil, err
+	}
+	for _, one := range s.segments {
+		if one.Mode == config.ModeOff {
+			continue
+		}
+		if err := s.open(cfg, one); err != nil {
+			return nil, fmt.Errorf("segment %s: %w", one.Name, err)
+		}
+	}
 	return s, nil
+}
+
+// lookAround looks for other DHCP servers on a network that others use: beside
+// one a second harms the network, and without one a proxy is of no use.
+func (s *segment) lookAround(ctx context.Context, log *slog.Logger) error {
+	if s.Private() || s.Mode == config.ModeOff || s.Mode == config.ModeServer && s.AllowOtherDHCP {
+		return nil
+	}
+	others, err := dhcpd.FindOthers(ctx, s.lan.Interface())
+	switch {
+	case err != nil:
+		return fmt.Errorf("segment %s: %w", s.Name, err)
+	case s.Mode == config.ModeProxy && len(others) == 0:
+		log.Warn("no DHCP server answers, so machines will boot only if one does: mode = \"server\" would give them addresses from here", "segment", s.Name)
+	case s.Mode == config.ModeServer && len(others) > 0:
+		names := make([]string, len(others))
+		for i, o := range others {
+			names[i] = o.String()
+		}
+		return fmt.Errorf("segment %s: another DHCP server gives addresses on %s: %s; boot beside it with mode = \"proxy\" (--mode proxy), or say allow_other_dhcp = true if both are meant to be",
+			s.Name, s.lan.Interface(), strings.Join(names, ", "))
+	}
+	return nil
 }
 
 // allow returns who may ask a segment's servers: its own addresses, and those
@@ -115,8 +154,8 @@ func (cfg stackConfig) allow(seg config.Segment) func(netip.Addr) bool {
 	}
 }
 
-// open adds a segment with its servers.
-func (s *stack) open(cfg stackConfig, seg config.Segment) (err error) {
+// join adds a segment without its servers.
+func (s *stack) join(cfg stackConfig, seg config.Segment) (err error) {
 	one := &segment{Segment: seg}
 	for _, other := range cfg.Segments {
 		if other.Relay.IsValid() && other.Via == seg.Name {
@@ -127,8 +166,7 @@ func (s *stack) open(cfg stackConfig, seg config.Segment) (err error) {
 	if one.lan, err = lan.Open(lanConfig(seg, cfg.NoteDir)); err != nil {
 		return err
 	}
-	address, iface := one.lan.Address(), one.lan.Interface()
-	if one.Address != address {
+	if address := one.lan.Address(); one.Address != address {
 		if err := one.SetAddress(address.String()); err != nil {
 			return err
 		}
@@ -137,12 +175,15 @@ func (s *stack) open(cfg stackConfig, seg config.Segment) (err error) {
 		cfg.Log.Warn(text, "segment", seg.Name)
 	}
 	if one.lan.STP() {
-		cfg.Log.Warn("spanning tree is on: a new port stays silent for longer than firmware asks; switch it off with 'ip link set " + iface + " type bridge stp_state 0'")
+		cfg.Log.Warn("spanning tree is on: a new port stays silent for longer than firmware asks; switch it off with 'ip link set " + one.lan.Interface() + " type bridge stp_state 0'")
 	}
 	one.know(cfg.Inventory)
-	if one.Mode == config.ModeOff {
-		return nil
-	}
+	return nil
+}
+
+// open binds the servers of a segment.
+func (s *stack) open(cfg stackConfig, one *segment) error {
+	address, iface := one.Address, one.lan.Interface()
 	if err := s.serveDHCP(cfg, one); err != nil {
 		return err
 	}
@@ -266,7 +307,12 @@ func (s *segment) subnets() (list []dhcpd.Subnet) {
 var dhcpMode = map[config.Mode]dhcpd.Mode{config.ModeServer: dhcpd.ModeServer, config.ModeProxy: dhcpd.ModeProxy}
 
 // client is what the machine's firmware said of itself when it last asked.
-func (s *segment) client(mac boot.MAC) boot.Client { return s.dhcp.Client(mac) }
+func (s *segment) client(mac boot.MAC) boot.Client {
+	if s.dhcp == nil {
+		return boot.Client{MAC: mac}
+	}
+	return s.dhcp.Client(mac)
+}
 
 // who names the machine that has an address: by the DHCP server, which may not
 // have given it out, or else by the kernel, to which the machine has just
