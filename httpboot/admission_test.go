@@ -169,7 +169,7 @@ func TestHalfOpenConnections(t *testing.T) {
 	if n := len(s.admission.visits); n > maxConns {
 		t.Errorf("%d connections are open", n)
 	}
-	if n, want := s.Refusals().Crowded, uint64(addresses*(each-maxConnsPerAddr)); n < want {
+	if n, want := s.Counters().Crowded, uint64(addresses*(each-maxConnsPerAddr)); n < want {
 		t.Errorf("%d connections were closed for want of room, want %d at least", n, want)
 	}
 }

@@ -30,7 +30,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer s.admission.answer(r)()
 	client := clientOf(r)
 	if !s.cfg.Allow(client) {
-		s.denied.Warn(s.cfg.Logger, "HTTP request from an address that is not of this segment", "address", client, "path", r.URL.Path)
+		s.foreign.Warn(s.cfg.Logger, "HTTP request from an address that is not of this segment", "address", client, "path", r.URL.Path)
 		refuse(w, http.StatusForbidden, "only machines of the segment are served")
 		return
 	}

@@ -280,7 +280,7 @@ func TestStrangersAreRefused(t *testing.T) {
 			t.Errorf("%s: %+v", tt.from, got)
 		}
 	}
-	if n, lines := s.Refusals().Denied, strings.Count(log.String(), "\n"); n != 5 || lines != 1 {
+	if n, lines := s.Counters().Foreign, strings.Count(log.String(), "\n"); n != 5 || lines != 1 {
 		t.Errorf("%d refused, want 5; %d lines:\n%s", n, lines, &log)
 	}
 }

@@ -86,7 +86,7 @@ type Server struct {
 	ready     chan struct{}
 
 	// What anybody can make us say.
-	denied, crowded, failed, unbootable, unknown, reported nuisance.Counter
+	foreign, crowded, failed, unknown, unbootable, reported nuisance.Counter
 }
 
 // New binds the socket of a server.
@@ -270,15 +270,22 @@ func (s *Server) digestFiles(ctx context.Context) {
 	s.digests.run(ctx)
 }
 
-// Refusals is how often somebody was turned away since the start.
-type Refusals struct {
-	Denied  uint64 // requests from addresses that are not allowed
-	Crowded uint64 // connections closed because there were too many
+// Counters is how often something happened, since the start, that should not.
+type Counters struct {
+	Foreign    uint64 // requests from addresses that are not served
+	Crowded    uint64 // connections closed because there were too many
+	Failed     uint64 // files that are missing or did not arrive whole
+	Unknown    uint64 // scripts asked for by machines without a profile
+	Unbootable uint64 // scripts of profiles with something wrong in them
+	Reported   uint64 // failures that iPXE told of
 }
 
-// Refusals counts whom the server has turned away.
-func (s *Server) Refusals() Refusals {
-	return Refusals{Denied: s.denied.Total(), Crowded: s.crowded.Total()}
+// Counters returns the counters of this moment.
+func (s *Server) Counters() Counters {
+	return Counters{
+		Foreign: s.foreign.Total(), Crowded: s.crowded.Total(), Failed: s.failed.Total(),
+		Unknown: s.unknown.Total(), Unbootable: s.unbootable.Total(), Reported: s.reported.Total(),
+	}
 }
 
 // url returns the HTTP URL of an absolute path on this server.
