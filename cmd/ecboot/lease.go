@@ -39,6 +39,8 @@ type listedLease struct {
 	Segment string `json:"segment"`
 	Name    string `json:"name,omitempty"` // of the machine, where the configuration has one
 	dhcpd.Lease
+
+	server string // the segment whose servers keep it: of a relayed one, another
 }
 
 func (l listedLease) name() string {
@@ -112,11 +114,23 @@ func allLeases(cfg *config.Config) ([]listedLease, error) {
 				return nil, err
 			}
 			for _, l := range leases {
-				list = append(list, listedLease{filepath.Base(filepath.Dir(file)), names[l.MAC], l})
+				server := filepath.Base(filepath.Dir(file))
+				list = append(list, listedLease{segmentOf(cfg, server, l.Addr), names[l.MAC], l, server})
 			}
 		}
 	}
 	return list, nil
+}
+
+// segmentOf names the segment that an address is of, which may lie behind a relay
+// that asks the servers of another.
+func segmentOf(cfg *config.Config, server string, a netip.Addr) string {
+	for _, s := range cfg.Segments {
+		if s.Relay.Contains(a) && s.Via == server {
+			return s.Name
+		}
+	}
+	return server
 }
 
 // findLeases returns those of an address, a MAC address or a host name.
@@ -175,7 +189,8 @@ func fromNow(t time.Time) string {
 }
 
 func newLeaseReleaseCommand(configPath *string) *cobra.Command {
-	return &cobra.Command{
+	var output string
+	cmd := &cobra.Command{
 		Use:   "release ADDRESS|MAC|NAME",
 		Short: "Take addresses back, as if their machines had given them up",
 		Long: `Take addresses back, as if their machines had given them up. A machine that still
@@ -196,6 +211,7 @@ gone.`,
 				return err
 			}
 			var errs []error
+			released := []listedLease{}
 			for _, l := range list {
 				if l.State != dhcpd.Bound {
 					continue
@@ -204,11 +220,17 @@ gone.`,
 					errs = append(errs, err)
 					continue
 				}
-				fmt.Fprintf(cmd.OutOrStdout(), "released %s of %s on %s\n", l.Addr, l.MAC, l.Segment)
+				released = append(released, l)
 			}
-			return errors.Join(errs...)
+			return errors.Join(append(errs, printList(cmd, output, "released", released, func(w *tabwriter.Writer) {
+				for _, l := range released {
+					fmt.Fprintf(w, "released %s of %s on %s\n", l.Addr, l.MAC, l.Segment)
+				}
+			}))...)
 		},
 	}
+	outputFlag(cmd, &output)
+	return cmd
 }
 
 // release asks the server that has the lease file open, or changes the file when
@@ -216,12 +238,12 @@ gone.`,
 func release(ctx context.Context, cfg *config.Config, servers map[*api.Client]api.Status, l listedLease) error {
 	for c, st := range servers {
 		for _, s := range st.Segments {
-			if s.Name == l.Segment {
-				return c.Release(ctx, l.Segment, l.Addr)
+			if s.Name == l.server {
+				return c.Release(ctx, l.server, l.Addr)
 			}
 		}
 	}
-	store, err := dhcpd.OpenFileStore(leaseFile(cfg, l.Segment), nil)
+	store, err := dhcpd.OpenFileStore(leaseFile(cfg, l.server), nil)
 	if err != nil {
 		return err
 	}
