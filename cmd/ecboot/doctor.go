@@ -41,13 +41,10 @@ func newDoctorCommand(configPath *string) *cobra.Command {
 			env.Images = describeImages
 
 			checks := doctor.Run(cmd.Context(), env)
-			switch output {
-			case "json":
+			if output == "json" {
 				err = doctor.WriteJSON(cmd.OutOrStdout(), checks)
-			case "text":
+			} else {
 				err = doctor.WriteText(cmd.OutOrStdout(), checks)
-			default:
-				err = withCode(exitUsage, fmt.Errorf("-o %s: want text or json", output))
 			}
 			if err == nil && doctor.Worst(checks) == doctor.Fail {
 				err = withCode(exitEnvironment, errors.New("this machine lacks something; the checks above say how to mend it"))

@@ -234,9 +234,6 @@ func newMachineShowCommand(configPath *string) *cobra.Command {
 			}
 			for _, l := range v.list() {
 				if id.MAC != (boot.MAC{}) && l.MAC != nil && *l.MAC == id.MAC || id.UUID != "" && l.UUID == id.UUID || id.Name != "" && strings.EqualFold(l.Name, id.Name) {
-					if output == "json" {
-						return printList(cmd, output, "machine", l, nil)
-					}
 					return printList(cmd, output, "machine", l, func(w *tabwriter.Writer) { l.writeText(w) })
 				}
 			}
