@@ -70,10 +70,28 @@ FILES    := /usr/share/OVMF/OVMF_CODE_4M.fd:ovmf /usr/lib/ipxe/undionly.kpxe:ipx
 deps:
 	@$(call install,$(PROGRAMS),$(FILES))
 
-# The foreign clients of the tests.
-deps-test: deps
-	@$(call install,dhclient:isc-dhcp-client udhcpc:udhcpc dhcpcd:dhcpcd-base curl:curl tftp:tftp-hpa atftp:atftp busybox:busybox \
-		tcpdump:tcpdump nft:nftables ping:iputils-ping zstd:zstd cpio:cpio nsenter:util-linux)
+# What Debian 12 has not: iPXE for ARM64, and a signed GRUB that knows HTTP. From
+# the packages of Debian 13, which are unpacked here and not installed.
+DEBIAN13 := cmd/ecboot/testdata/debian13
+$(DEBIAN13)/done:
+	@mkdir -p $(@D) && cd $(@D) && rm -rf apt && mkdir -p apt/lists/partial apt/archives/partial && \
+	echo 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian trixie main' >apt/sources && \
+	set -- -qq -o Dir::Etc::SourceList=$$PWD/apt/sources -o Dir::Etc::SourceParts=/dev/null -o Dir::State::Lists=$$PWD/apt/lists -o Dir::Cache=$$PWD/apt -o APT::Sandbox::User=root && \
+	if apt-get "$$@" update && apt-get "$$@" download ipxe/trixie grub-efi-amd64-signed/trixie && \
+		for deb in *.deb; do dpkg-deb -x $$deb . || exit 1; done; \
+	then rm -rf apt *.deb && touch done; \
+	else echo "Debian 13's boot programs cannot be had; their tests are skipped" >&2; fi
+
+# The foreign clients of the tests, and the firmware, boot programs and netboot
+# trees that they boot.
+TEST_FILES := /usr/share/OVMF/OVMF32_CODE_4M.secboot.fd:ovmf-ia32 /usr/share/AAVMF/AAVMF_CODE.fd:qemu-efi-aarch64 \
+	/usr/lib/shim/shimx64.efi.signed:shim-signed /usr/lib/grub/x86_64-efi-signed/grubnetx64.efi.signed:grub-efi-amd64-signed \
+	/usr/lib/debian-installer/images/12/amd64:debian-installer-12-netboot-amd64 \
+	/usr/lib/debian-installer/images/12/arm64:debian-installer-12-netboot-arm64 \
+	/usr/lib/debian-installer/images/12/i386:debian-installer-12-netboot-i386 /boot/memtest86+x64.bin:memtest86+
+deps-test: deps $(DEBIAN13)/done
+	@$(call install,qemu-system-aarch64:qemu-system-arm grub-script-check:grub-common dhclient:isc-dhcp-client udhcpc:udhcpc dhcpcd:dhcpcd-base curl:curl tftp:tftp-hpa atftp:atftp busybox:busybox \
+		tcpdump:tcpdump nft:nftables ping:iputils-ping zstd:zstd cpio:cpio nsenter:util-linux,$(TEST_FILES))
 
 # The peers of the benchmarks.
 deps-bench: deps
@@ -97,5 +115,5 @@ define install
 endef
 
 clean:
-	rm -f ecboot
+	rm -rf ecboot $(DEBIAN13)
 	find images/assets -type f -not -name README -delete

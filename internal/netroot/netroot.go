@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net/netip"
 	"os"
 	"path"
@@ -77,7 +78,7 @@ func (v *view) Open(name string) (fs.File, error) {
 			return f, err
 		}
 	}
-	if isOptional(name) {
+	if v.isOptional(name) {
 		return nil, optionalError{missing}
 	}
 	return nil, missing
@@ -92,8 +93,12 @@ func (e optionalError) Unwrap() error { return e.error }
 // Optional is what the servers look for.
 func (optionalError) Optional() bool { return true }
 
-// isOptional knows what boot programs try.
-func isOptional(name string) bool {
+// isOptional knows what boot programs try. What a tree lacks was never there for
+// others either, unless it is a program that we name.
+func (v *view) isOptional(name string) bool {
+	if v.profile.Tree != "" && !slices.Contains(slices.Collect(maps.Values(v.profile.Programs)), name) {
+		return true
+	}
 	dir, base := path.Split(name)
 	if path.Base(dir) == "pxelinux.cfg" {
 		return true // a name for the UUID, the MAC and each prefix of the address; U-Boot does the same

@@ -67,7 +67,7 @@ func sample(t testing.TB) (*Root, *boot.Inventory) {
 				Initrds: []boot.File{{Name: "a.gz", Path: write(t, dir, "i", "initrd")}, {Name: "gone", Path: filepath.Join(dir, "gone")}},
 				Cmdline: "name={name} at={address}",
 			},
-			"tree": {Name: "tree", Tree: tree},
+			"tree": {Name: "tree", Tree: tree, Programs: map[boot.Platform]string{boot.UEFIX64: "gone.efi"}},
 			"tool": {Name: "tool", EFI: boot.File{Name: "memtest.efi", Path: write(t, dir, "m", "memtest")}},
 		},
 	}
@@ -147,6 +147,13 @@ func TestOptional(t *testing.T) {
 		var o interface{ Optional() bool }
 		if got := errors.As(err, &o) && o.Optional(); got != want || !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("%s: %v, optional %v", name, err, got)
+		}
+	}
+	for name, want := range map[string]bool{"boot-screens/gtk.cfg": true, "libcom32.c32": true, "gone.efi": false} {
+		_, err := root.View(inv, boot.Client{MAC: treeMAC}, address).Open(name)
+		var o interface{ Optional() bool }
+		if got := errors.As(err, &o) && o.Optional(); got != want || err == nil {
+			t.Errorf("%s of a tree: %v, optional %v", name, err, got)
 		}
 	}
 }

@@ -62,8 +62,10 @@ var consoleCauses = []struct{ text, cause string }{
 	{"No working init found", "the initrd has no program that the kernel can run as init: check its architecture"},
 	{"Attempted to kill init", "the first program in the initrd ended: see the console lines above the panic"},
 	{"Kernel panic - not syncing", "the kernel panicked: see the console lines above"},
+	{"bad shim signature", "Secure Boot: shim does not trust the kernel's signature, if it has one: boot a kernel of shim's distribution"},
 	{"Security Violation", "Secure Boot refused a program without a valid signature: use firmware without Secure Boot"},
-	{"Access Denied", "the firmware refused to run the boot program, as Secure Boot does with unsigned ones"},
+	{"Access Denied", "the firmware refused to run the boot program, as Secure Boot does with unsigned ones: give the profile secure_boot = true"},
+	{"set_screen_info() failed", "memtest86+ needs a screen when a UEFI runs it: add one (-- -vga std)"},
 	{"No space left on device", "the guest has too little memory to unpack its initrd: raise --memory"},
 	{"No bootable device", "the firmware found nothing to boot: does the NIC have a boot ROM (--rom default), or does the firmware boot from the network?"},
 }
