@@ -64,7 +64,8 @@ type Event struct {
 // never stops booting keeps its newest events.
 const (
 	maxMachines = 4096
-	maxEvents   = 256
+	maxEvents   = 256     // of one machine
+	maxTotal    = 1 << 17 // of all: some 20 MB
 )
 
 // Recorder stores events and passes them to watchers. A nil Recorder accepts
@@ -73,6 +74,7 @@ type Recorder struct {
 	mu       sync.Mutex
 	machines map[string]*list.Element // of silent
 	silent   *list.List               // of *history, the machine that was silent longest first
+	total    int                      // events
 	watchers map[int]func(Event)
 	nextID   int
 }
@@ -107,26 +109,23 @@ func (r *Recorder) Record(e Event) {
 
 func (r *Recorder) store(e Event) {
 	known := r.machines[e.Machine]
-	switch {
-	case known != nil:
-	case len(r.machines) < maxMachines:
+	if known == nil {
 		known = r.silent.PushBack(&history{machine: e.Machine})
-		r.machines[e.Machine] = known
-	default:
-		// A flood of strangers costs no more memory than it has already.
-		known = r.silent.Front()
-		oldest := known.Value.(*history)
-		delete(r.machines, oldest.machine)
-		clear(oldest.events)
-		oldest.machine, oldest.events = e.Machine, oldest.events[:0]
 		r.machines[e.Machine] = known
 	}
 	r.silent.MoveToBack(known)
 	h := known.Value.(*history)
 	if len(h.events) == maxEvents {
 		h.events = slices.Delete(h.events, 0, maxEvents/4)
+		r.total -= maxEvents / 4
 	}
 	h.events = append(h.events, e)
+	r.total++
+	for len(r.machines) > maxMachines || r.total > maxTotal {
+		oldest := r.silent.Remove(r.silent.Front()).(*history)
+		delete(r.machines, oldest.machine)
+		r.total -= len(oldest.events)
+	}
 }
 
 // Watch calls fn with every event from now on, Progress included, until cancel

@@ -61,6 +61,16 @@ func TestRecorderIsBounded(t *testing.T) {
 	if last := events[len(events)-1].At; !last.Equal(t0.Add((10*maxEvents - 1) * time.Millisecond)) {
 		t.Errorf("the newest event is of %v", last)
 	}
+	for i := range 2 * maxTotal {
+		r.Record(Event{At: t0, Machine: fmt.Sprint(i % 2048), Stage: Start})
+	}
+	stored := 0
+	for _, m := range r.Machines() {
+		stored += len(r.Events(m))
+	}
+	if stored > maxTotal || stored != r.total {
+		t.Errorf("%d events are stored, %d counted", stored, r.total)
+	}
 }
 
 func TestSteps(t *testing.T) {
