@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -241,5 +242,42 @@ func TestNoSuchInterface(t *testing.T) {
 	}
 	if _, err := NewAdvertiser(AdvertiserConfig{Interface: "nonesuch0"}); err == nil || !strings.Contains(err.Error(), "nonesuch0") {
 		t.Errorf("got %v", err)
+	}
+}
+
+// discarded sends nowhere, but makes the bytes.
+type discarded struct{}
+
+func (discarded) add(d Decision) { d.Reply.Packet.ToBytes() }
+
+// BenchmarkExchange is what one client costs beside sockets and disk.
+func BenchmarkExchange(b *testing.B) {
+	cfg := testConfig()
+	cfg.Server = netip.MustParsePrefix("10.77.0.1/16")
+	cfg.Pool = Pool{Range: Range{ip("10.77.1.0"), ip("10.77.250.0")}}
+	cfg.Timeline = timeline.New()
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		b.Fatal(err)
+	}
+	s := newServer(cfg)
+	const clients = 20000
+	var packets [2 * clients][]byte
+	for i := range clients {
+		mac := boot.MAC{2, 0, 0, 0, byte(i >> 8), byte(i)}
+		a := netip.AddrFrom4([4]byte{10, 77, byte(1 + i>>8), byte(i)}).String()
+		options := map[uint8]string{55: "\x01\x1c\x02\x03\x0f\x06\x0c"}
+		packets[2*i] = ask{mac: mac, message: discover, giaddr: "10.77.0.2", options: options}.packet().ToBytes()
+		packets[2*i+1] = ask{mac: mac, message: request, server: us, requested: a, giaddr: "10.77.0.2", options: options}.packet().ToBytes()
+	}
+	b.ReportAllocs()
+	for i := 0; b.Loop(); i++ {
+		s.decide(packets[2*i%len(packets)], discarded{})
+		s.decide(packets[(2*i+1)%len(packets)], discarded{})
+		if i%32 == 31 {
+			for _, d := range s.store(s.outbox.rest()) {
+				discarded{}.add(d)
+			}
+		}
 	}
 }
