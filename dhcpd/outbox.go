@@ -95,8 +95,10 @@ func (o *outbox) close() {
 // was promised with them, until the outbox is closed.
 func (s *Server) commit() {
 	out := s.newSender()
+	gather := pace{pause: commitPause}
 	var group []pending
 	for {
+		gather.wait()
 		if group = s.outbox.take(group); len(group) == 0 {
 			return
 		}

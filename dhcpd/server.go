@@ -27,6 +27,29 @@ const (
 	maxPacket = 4096 // bytes; more than any client sends
 )
 
+// pace lets work gather when there is much of it: waking up for every packet and
+// syncing for every lease costs more than the packets and the leases do. What
+// comes after a pause of this length is not delayed.
+type pace struct {
+	pause time.Duration
+	last  time.Time
+}
+
+// wait waits until a pause has passed since it last returned.
+func (p *pace) wait() {
+	now := time.Now()
+	if rest := p.pause - now.Sub(p.last); rest > 0 {
+		time.Sleep(rest)
+		now = time.Now()
+	}
+	p.last = now
+}
+
+const (
+	receivePause = time.Millisecond
+	commitPause  = 2 * time.Millisecond
+)
+
 // Server answers DHCP requests on one interface. Requests are decided one after
 // the other as they arrive. What promises nothing is answered at once; what
 // promises a lease waits in the outbox until the lease is durable, and does not
@@ -148,9 +171,14 @@ func (s *Server) receive(ctx context.Context) error {
 		msgs[i].Buffers = [][]byte{make([]byte, maxPacket)}
 	}
 	out := s.newSender()
-	for {
+	gather := pace{pause: receivePause}
+	for n := 0; ; {
+		if n < maxBatch {
+			gather.wait()
+		}
 		s.outbox.awaitRoom()
-		n, err := s.udp.ReadBatch(msgs, 0)
+		var err error
+		n, err = s.udp.ReadBatch(msgs, 0)
 		if ctx.Err() != nil {
 			return nil
 		}
