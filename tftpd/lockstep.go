@@ -1,6 +1,7 @@
 package tftpd
 
 import (
+	"bufio"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -26,11 +27,11 @@ const maxLockstep = 256
 // takeTimeout is how long pin/tftp may need to take a request.
 const takeTimeout = time.Second
 
-// lockstep is pin/tftp, the engine for one block at a time. It takes requests
-// from a *net.UDPConn only, and answers where they come from. So it has a
-// socket to which nothing but the loopback device leads, and a request that we
-// have read, checked and agreed to is sent there once more with the client's
-// address as its source.
+// lockstep is pin/tftp, the engine for transfers without options: RFC 1350 as
+// it was. It takes requests from a *net.UDPConn only, and answers where they
+// come from. So it has a socket to which nothing but the loopback device leads,
+// and a request that we have read and judged is sent there once more with the
+// client's address as its source.
 type lockstep struct {
 	addr   netip.Addr
 	server *tftp.Server
@@ -64,7 +65,7 @@ func newLockstep(cfg Config, stop <-chan struct{}) (*lockstep, error) {
 	if err == nil {
 		err = errors.Join(
 			// pin/tftp turns this on too, but late: a request that is here by then
-			// would have no interface, and so the smallest blocks.
+			// would be answered from any address.
 			ipv4.NewPacketConn(conn).SetControlMessage(ipv4.FlagDst|ipv4.FlagInterface, true),
 			ipv4.NewPacketConn(conn).SetBPF(onlyLoopback()))
 	}
@@ -83,7 +84,6 @@ func newLockstep(cfg Config, stop <-chan struct{}) (*lockstep, error) {
 		}
 		return 0
 	})
-	l.server.SetBlockSize(maxBlock(cfg.MTU))
 	return l, nil
 }
 
@@ -97,16 +97,6 @@ func (l *lockstep) close() {
 	l.raw.Close()
 }
 
-// lockstep reports whether pin/tftp can do what was agreed.
-func (t terms) lockstep() bool {
-	for _, o := range t.accepted {
-		if o.name != "blksize" && o.name != "tsize" {
-			return false
-		}
-	}
-	return t.block >= 512
-}
-
 // serve returns when the transfer has ended, or at once if it was not taken.
 func (l *lockstep) serve(t *transfer) (taken bool, err error) {
 	if l == nil {
@@ -118,6 +108,7 @@ func (l *lockstep) serve(t *transfer) (taken bool, err error) {
 	default:
 		return false, nil
 	}
+	t.src = bufio.NewReaderSize(t.file, 16<<10)
 	h := &handover{t: t, ended: make(chan error, 1)}
 	l.mu.Lock()
 	l.next++
@@ -140,18 +131,13 @@ func (l *lockstep) serve(t *transfer) (taken bool, err error) {
 	return false, nil
 }
 
-// send asks pin/tftp for the ticket instead of the file, in the client's name
-// and with the options that were agreed on.
+// send asks pin/tftp for the ticket instead of the file, in the client's name.
 func (l *lockstep) send(t *transfer, ticket string) error {
 	mode := "octet"
 	if t.terms.netascii {
 		mode = "netascii"
 	}
-	words := []string{ticket, mode}
-	for _, o := range t.terms.accepted {
-		words = append(words, o.name, o.value)
-	}
-	payload := strings.Join(words, "\x00") + "\x00"
+	payload := ticket + "\x00" + mode + "\x00"
 
 	const udpHeader, request = 8, 2
 	size := udpHeader + request + len(payload)
@@ -197,7 +183,6 @@ func (l *lockstep) read(ticket string, w io.ReaderFrom) error {
 	if h == nil {
 		return errors.New("nobody asked for that any more")
 	}
-	w.(tftp.OutgoingTransfer).SetSize(h.t.size)
 	_, err := w.ReadFrom(h.t)
 	if err == nil {
 		h.t.acked = h.t.read
@@ -211,14 +196,14 @@ func (t *transfer) Read(p []byte) (int, error) {
 	if t.ctx.Err() != nil {
 		return 0, context.Cause(t.ctx)
 	}
-	if t.begun || len(t.terms.accepted) > 0 {
+	if t.begun {
 		t.answered()
 	}
 	// Not for the rest of a block; netascii reads as it likes.
 	if t.read%int64(t.terms.block) == 0 || t.terms.netascii {
 		t.progress(t.read, false)
 	}
-	n, err := t.file.Read(p)
+	n, err := t.src.Read(p)
 	t.read += int64(n)
 	t.sent = err == io.EOF
 	return n, err

@@ -31,6 +31,10 @@ type slots struct {
 	silent list.List // of *slot, oldest first: nothing came after their request
 }
 
+func newSlots() slots {
+	return slots{byPort: map[netip.AddrPort]*slot{}, held: map[netip.Addr]int{}}
+}
+
 // slot is a transfer's place.
 type slot struct {
 	t       *transfer

@@ -1,8 +1,8 @@
 // Package tftpd is a read-only TFTP server (RFC 1350; the options blksize, tsize
 // and timeout, RFC 2347–2349; windowsize, RFC 7440) that hands boot programs out
-// of an fs.FS. It reads and judges every request itself. Transfers in lock step
-// are pin/tftp's, windows are its own, and the timeline is told what became of
-// them.
+// of an fs.FS. It reads and judges every request itself. Those without options
+// are pin/tftp's to serve, the others a loop's, and the timeline is told what
+// became of them.
 package tftpd
 
 import (
@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"runtime"
 	"sync"
 	"syscall"
 	"time"
@@ -54,11 +55,15 @@ type Config struct {
 // ends at 512.
 const maxRequest = 1024
 
+// maxLoops is how many cores are used at the most.
+const maxLoops = 4
+
 // Server answers read requests on one address.
 type Server struct {
 	cfg      Config
 	conn     *net.UDPConn
 	lockstep *lockstep // nil: this process may not send raw packets
+	loops    []*loop
 	ready    chan struct{}
 	ctx      context.Context // of all transfers
 	end      context.CancelCauseFunc
@@ -93,8 +98,7 @@ func New(cfg Config) (*Server, error) {
 		}
 		cfg.MTU = mtu
 	}
-	s := &Server{cfg: cfg, ready: make(chan struct{})}
-	s.slots.byPort, s.slots.held = map[netip.AddrPort]*slot{}, map[netip.Addr]int{}
+	s := &Server{cfg: cfg, ready: make(chan struct{}), slots: newSlots()}
 	s.ctx, s.end = context.WithCancelCause(context.Background())
 	if err := s.listen(); err != nil {
 		return nil, err
@@ -108,7 +112,13 @@ func New(cfg Config) (*Server, error) {
 
 func (s *Server) listen() error {
 	at := netip.AddrPortFrom(s.cfg.Addr, s.cfg.Port)
-	lc := net.ListenConfig{Control: s.prepare}
+	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		var err error
+		if cerr := c.Control(func(fd uintptr) { err = bindLink(int(fd), s.cfg.Interface) }); cerr != nil {
+			return cerr
+		}
+		return err
+	}}
 	conn, err := lc.ListenPacket(context.Background(), "udp4", at.String())
 	switch {
 	case errors.Is(err, unix.EADDRINUSE):
@@ -124,30 +134,18 @@ func (s *Server) listen() error {
 	return nil
 }
 
-// prepare ties a socket to the interface before it is bound.
-func (s *Server) prepare(network, address string, c syscall.RawConn) error {
-	return control(func(fd int) error {
-		if s.cfg.Interface == "" {
-			return nil
-		}
-		err := unix.BindToDevice(fd, s.cfg.Interface)
-		// Kernels before 5.7 keep this to root. The address still ties the
-		// socket to its segment.
-		if errors.Is(err, unix.EPERM) {
-			err = nil
-		}
-		return err
-	})(network, address, c)
-}
-
-// control makes set the Control of a net.Dialer or net.ListenConfig.
-func control(set func(fd int) error) func(_, _ string, c syscall.RawConn) error {
-	return func(_, _ string, c syscall.RawConn) (err error) {
-		if cerr := c.Control(func(fd uintptr) { err = set(int(fd)) }); cerr != nil {
-			return cerr
-		}
-		return err
+// bindLink ties a socket to a link; the empty name to none.
+func bindLink(fd int, link string) error {
+	if link == "" {
+		return nil
 	}
+	err := unix.BindToDevice(fd, link)
+	// Kernels before 5.7 keep this to root. The address still ties the socket
+	// to its segment.
+	if errors.Is(err, unix.EPERM) {
+		err = nil
+	}
+	return err
 }
 
 // linkMTU finds the MTU of the named link, or of the one that has addr.
@@ -199,6 +197,15 @@ func (s *Server) Run(ctx context.Context) error {
 	defer unblock()
 	if s.lockstep != nil {
 		go s.lockstep.run()
+	}
+	for range min(runtime.GOMAXPROCS(0), maxLoops) {
+		l, err := newLoop()
+		if err != nil {
+			return fmt.Errorf("%s: %w", s, err)
+		}
+		defer l.close()
+		go l.run()
+		s.loops = append(s.loops, l)
 	}
 	close(s.ready)
 	err := s.receive()

@@ -204,9 +204,13 @@ func (c *client) receive() []byte {
 	}
 }
 
-// fetch acknowledges everything until the last block and returns what came
-// after the first packet.
+// fetch acknowledges each block until the last, and returns what came.
 func (c *client) fetch(blksize int) []byte {
+	c.t.Helper()
+	return c.fetchWindows(blksize, 1)
+}
+
+func (c *client) fetchWindows(blksize, window int) []byte {
 	c.t.Helper()
 	var got []byte
 	for want := uint16(1); ; {
@@ -219,8 +223,11 @@ func (c *client) fetch(blksize int) []byte {
 			got = append(got, p[4:]...)
 			want++
 		}
-		c.ack(block)
-		if block == want-1 && len(p) < 4+blksize {
+		last := block == want-1 && len(p) < 4+blksize
+		if last || int(block)%window == 0 {
+			c.ack(block)
+		}
+		if last {
 			return got
 		}
 	}
@@ -329,7 +336,8 @@ func TestOutcome(t *testing.T) {
 		{"last acknowledgement lost", timeout, true, true, 3072, done},
 		{"gone without the last acknowledgement", gone, true, true, 3072, done},
 		{"file broken", errors.New("input/output error"), true, false, 3072, failed},
-		{"shut down", errStopping, true, true, 3072, failed},
+		{"shut down", errStopping, true, false, 3072, failed},
+		{"shut down before the last acknowledgement", errStopping, true, true, 3072, done},
 		{"made room", errEvicted, false, false, 0, declined},
 	}
 	for _, tt := range tests {
@@ -339,26 +347,21 @@ func TestOutcome(t *testing.T) {
 	}
 }
 
-func TestOptions(t *testing.T) {
+// TestEachEngine fetches through pin/tftp, which has the requests without
+// options, and through the loop.
+func TestEachEngine(t *testing.T) {
 	tests := []struct {
 		name string
 		mtu  int
 		opts []string
 		want map[string]string // nil: DATA comes at once
 	}{
-		{name: "none"},
-		{name: "unknown", opts: []string{"multicast", "", "utimeout", "5000"}},
-		{name: "size", opts: []string{"tsize", "0"}, want: map[string]string{"tsize": "5000"}},
-		{name: "size with a value of the client's own", opts: []string{"tsize", "77"}, want: map[string]string{"tsize": "5000"}},
-		{name: "EDK2", opts: []string{"tsize", "0", "blksize", "1468", "windowsize", "4"}, want: map[string]string{"tsize": "5000", "blksize": "1468", "windowsize": "4"}},
+		{name: "no options"},
+		{name: "only unknown ones", opts: []string{"multicast", "", "utimeout", "5000"}},
 		{name: "iPXE", opts: []string{"blksize", "1432", "tsize", "0"}, want: map[string]string{"tsize": "5000", "blksize": "1432"}},
-		{name: "block larger than the link's packets", opts: []string{"blksize", "65464"}, want: map[string]string{"blksize": "1468"}},
-		{name: "block with the size of a packet", opts: []string{"blksize", "1472"}, want: map[string]string{"blksize": "1468"}},
+		{name: "EDK2", opts: []string{"tsize", "0", "blksize", "1468", "windowsize", "4"}, want: map[string]string{"tsize": "5000", "blksize": "1468", "windowsize": "4"}},
 		{name: "jumbo frames", mtu: 9000, opts: []string{"blksize", "65464"}, want: map[string]string{"blksize": "8968"}},
-		{name: "loopback", mtu: 65536, opts: []string{"blksize", "65464"}, want: map[string]string{"blksize": "65464"}},
-		{name: "block too large for RFC 2348", opts: []string{"blksize", "65465"}},
-		{name: "block no number", opts: []string{"blksize", "big"}},
-		{name: "option without a value", opts: []string{"blksize"}},
+		{name: "tiny blocks in a window", opts: []string{"blksize", "8", "windowsize", "100"}, want: map[string]string{"blksize": "8", "windowsize": "64"}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -369,18 +372,17 @@ func TestOptions(t *testing.T) {
 			s := start(t, Config{Addr: loopback, Files: only(files()), MTU: mtu})
 			c := dial(t, loopback)
 			c.request(1, append([]string{"snponly.efi", "octet"}, tt.opts...)...)
-			blksize := 512
+			blksize, window := 512, 1
 			if tt.want != nil {
 				got := parseOACK(t, c.receive())
 				if diff := cmp.Diff(tt.want, got); diff != "" {
 					t.Fatal(diff)
 				}
-				if v, ok := got["blksize"]; ok {
-					fmt.Sscan(v, &blksize)
-				}
+				fmt.Sscan(got["blksize"], &blksize)
+				fmt.Sscan(got["windowsize"], &window)
 				c.ack(0)
 			}
-			if got := c.fetch(blksize); !bytes.Equal(got, pattern(5000)) {
+			if got := c.fetchWindows(blksize, window); !bytes.Equal(got, pattern(5000)) {
 				t.Errorf("got %d bytes that differ", len(got))
 			}
 			s.events.await(timeline.End)
@@ -388,7 +390,32 @@ func TestOptions(t *testing.T) {
 			if got := s.events.phases(); got != "begin end" {
 				t.Errorf("events %q", got)
 			}
+			if c := s.Counters(); c.Completed != 1 || c.Bytes != 5000 || c.Active != 0 {
+				t.Errorf("counters %+v", c)
+			}
 		})
+	}
+}
+
+func TestNetascii(t *testing.T) {
+	text := fstest.MapFS{"grub.cfg": {Data: []byte("menu\nx\ry\r\n" + strings.Repeat("line\n", 300))}}
+	want := "menu\r\nx\r\x00y\r\x00\r\n" + strings.Repeat("line\r\n", 300)
+	start(t, Config{Addr: loopback, Files: only(text)})
+	for _, opts := range [][]string{nil, {"blksize", "1000", "tsize", "0", "windowsize", "2"}} {
+		c := dial(t, loopback)
+		c.request(1, append([]string{"grub.cfg", "NetASCII"}, opts...)...)
+		blksize, window := 512, 1
+		if opts != nil {
+			blksize, window = 1000, 2
+			// The size of what will be sent is not known.
+			if diff := cmp.Diff(map[string]string{"blksize": "1000", "windowsize": "2"}, parseOACK(t, c.receive())); diff != "" {
+				t.Error(diff)
+			}
+			c.ack(0)
+		}
+		if got := string(c.fetchWindows(blksize, window)); got != want {
+			t.Errorf("%v: got %q", opts, got)
+		}
 	}
 }
 

@@ -15,7 +15,7 @@ import (
 	"github.com/every-channel/ecboot/internal/timeline"
 )
 
-// A block that is not acknowledged is sent again in rounds, for 17 s in all.
+// A block that is not acknowledged is sent again in rounds, for 16 s in all.
 // First soon and often: acknowledgements that come twice are not answered
 // twice, so that impatience costs a packet and never doubles the traffic. Then
 // with growing pauses, for a machine that is busy. Then silence for longer than
@@ -64,7 +64,9 @@ type transfer struct {
 	acked int64     // bytes that the client has
 	sent  bool      // the last block is under way
 	told  time.Time // of the last Progress
-	read  int64     // bytes that pin/tftp has
+
+	src  io.Reader // from which pin/tftp reads
+	read int64     // bytes that it has
 }
 
 // serve is the life of a transfer.
@@ -85,11 +87,11 @@ func (s *Server) serve(t *transfer) {
 	t.terms = t.request.negotiate(size, limits{block: maxBlock(s.cfg.MTU), window: s.slots.window()})
 
 	taken := false
-	if t.terms.lockstep() {
+	if len(t.terms.accepted) == 0 {
 		taken, err = s.lockstep.serve(t)
 	}
 	if !taken {
-		err = s.sendWindows(t)
+		err = s.loops[s.count.Requests.Load()%uint64(len(s.loops))].serve(t)
 	}
 	s.count.Bytes.Add(uint64(t.acked))
 	switch outcomeOf(err, t.begun, t.sent, t.acked) {
@@ -213,7 +215,7 @@ func outcomeOf(err error, begun, sent bool, acked int64) outcome {
 		if said.code == codeUnknownTID || !begun && (said.code == codeOptionRefused || said.code == codeUndefined) {
 			return declined
 		}
-	case (isTimeout(err) || gone) && sent && acked > 0:
+	case (isTimeout(err) || gone || errors.Is(err, errStopping)) && sent && acked > 0:
 		return done
 	case gone && !begun:
 		return declined
