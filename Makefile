@@ -56,7 +56,7 @@ fuzz:
 
 # ecboot beside its peers. Each figure ends in a line: bench NAME ours=… peer=….
 # ROUNDS (3) is how often each contender runs.
-BENCHES := boot servers http dhcp storm
+BENCHES := boot servers http tftp dhcp storm
 bench: $(BENCHES:%=bench-%)
 
 .PHONY: $(BENCHES:%=bench-%)
@@ -93,9 +93,14 @@ deps-test: deps $(DEBIAN13)/done
 	@$(call install,qemu-system-aarch64:qemu-system-arm grub-script-check:grub-common dhclient:isc-dhcp-client udhcpc:udhcpc dhcpcd:dhcpcd-base curl:curl tftp:tftp-hpa atftp:atftp busybox:busybox \
 		tcpdump:tcpdump nft:nftables ping:iputils-ping zstd:zstd cpio:cpio nsenter:util-linux,$(TEST_FILES))
 
+# atftpd, which Debian does not install beside tftpd-hpa: unpacked here.
+ATFTPD := internal/bench/testdata/atftpd
+$(ATFTPD)/usr/sbin/atftpd:
+	@mkdir -p $(ATFTPD) && cd $(ATFTPD) && apt-get -qq -o APT::Sandbox::User=root download atftpd && dpkg-deb -x atftpd_*.deb . && rm atftpd_*.deb
+
 # The peers of the benchmarks.
-deps-bench: deps
-	@$(call install,dnsmasq:dnsmasq-base nginx:nginx-light perfdhcp:kea-admin kea-dhcp4:kea-dhcp4-server)
+deps-bench: deps $(ATFTPD)/usr/sbin/atftpd
+	@$(call install,in.tftpd:tftpd-hpa dnsmasq:dnsmasq-base nginx:nginx-light perfdhcp:kea-admin kea-dhcp4:kea-dhcp4-server)
 
 # install PROGRAM:PACKAGE…, FILE:PACKAGE…: install the packages whose program or
 # file is missing, without starting their services.
@@ -115,5 +120,5 @@ define install
 endef
 
 clean:
-	rm -rf ecboot $(DEBIAN13)
+	rm -rf ecboot $(DEBIAN13) $(ATFTPD)
 	find images/assets -type f -not -name README -delete
