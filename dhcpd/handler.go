@@ -247,11 +247,16 @@ func (h *Handler) choose(q *query) (netip.Addr, bool) {
 	if q.fixed.IsValid() && !h.table.taken(q.fixed, q.mac, q.now) {
 		return q.fixed, true
 	}
-	if last, ok := h.table.last(q.mac); ok && h.table.pooled(last.Addr) {
+	last, ok := h.table.last(q.mac)
+	ok = ok && h.table.pooled(last.Addr)
+	if ok && last.Live(q.now) {
 		return last.Addr, true
 	}
 	if !h.spare(q) {
 		return netip.Addr{}, false
+	}
+	if ok {
+		return last.Addr, true
 	}
 	if a := q.requested(); h.table.pooled(a) && h.table.room(a) && !h.table.taken(a, q.mac, q.now) {
 		return a, true
@@ -306,9 +311,9 @@ func (h *Handler) judge(q *query, a netip.Addr) (v verdict, why string) {
 	}
 	last, ok := h.table.last(q.mac)
 	switch {
-	case ok && last.Addr == a:
+	case ok && last.Addr == a && (last.Live(q.now) || h.spare(q)):
 		return right, ""
-	case ok && last.Live(q.now) && h.table.pooled(last.Addr):
+	case ok && last.Addr != a && last.Live(q.now) && h.table.pooled(last.Addr):
 		return wrong, "this machine has another address"
 	case !h.spare(q) || !h.table.room(a):
 		return wrong, "not free"

@@ -114,6 +114,41 @@ func TestPoolKeepsAddressesForKnownMachines(t *testing.T) {
 	}
 }
 
+// A stranger whose lease has ended comes back only while there is more than what
+// is kept.
+func TestPoolKeepsAddressesFromThoseWhoComeBack(t *testing.T) {
+	inv := testInventory()
+	inv.Machines[macA] = boot.Machine{MAC: macA}
+	cfg := testConfig()
+	cfg.Inventory = func() *boot.Inventory { return inv }
+	cfg.Pool.Last = ip("10.77.0.54") // four beside the reserved one, one of them kept
+	h := newHandler(t, cfg)
+	take := func(i byte, now time.Time) bool {
+		mac := boot.MAC{2, 0, 0, 0, 0, i}
+		d := h.Decide(ask{mac: mac, message: discover}.packet(), now)
+		if d.Reply == nil {
+			// It may also just go on using what it had.
+			l, _ := h.table.last(mac)
+			return h.Decide(ask{mac: mac, message: request, ciaddr: l.Addr.String()}.packet(), now).Commit != nil
+		}
+		return h.Decide(ask{mac: mac, message: request, server: us, requested: d.Reply.Packet.YourIPAddr.String()}.packet(), now).Commit != nil
+	}
+	later := t0.Add(2 * time.Hour)
+	for i := range byte(3) {
+		if !take(i, t0) || !take(10+i, later) {
+			t.Errorf("stranger %d got no address", i)
+		}
+	}
+	for i := range byte(3) {
+		if take(i, later) {
+			t.Errorf("stranger %d got the last address", i)
+		}
+	}
+	if d := h.Decide(ask{mac: macA, message: discover}.packet(), later); d.Reply == nil {
+		t.Error("the known machine got none")
+	}
+}
+
 // Exhausted means exhausted: an address is given on only after its lease ended,
 // and then the one whose lease ended first.
 func TestOnlyExpiredLeasesAreReclaimed(t *testing.T) {
