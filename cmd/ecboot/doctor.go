@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,7 +9,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/every-channel/ecboot/images"
+	"github.com/every-channel/ecboot/internal/config"
 	"github.com/every-channel/ecboot/internal/doctor"
+	"github.com/every-channel/ecboot/internal/lan"
 	"github.com/every-channel/ecboot/internal/timeline"
 	"github.com/every-channel/ecboot/vmm"
 )
@@ -27,6 +30,7 @@ func newDoctorCommand(configPath *string) *cobra.Command {
 			env := doctor.System()
 			env.StateDir, env.CacheDir = stateDir(cfg), userDirs().Cache
 			env.Address, env.HTTPPort = cfg.Segments[0].Address.Addr(), cfg.Server.HTTPPort
+			env.Segments = segmentChecks(cfg)
 			env.KVM = func(ctx context.Context) (bool, string) {
 				accel, why, err := vmm.ResolveAccel(ctx, vmm.AccelAuto, userDirs().Cache)
 				if err != nil {
@@ -54,6 +58,31 @@ func newDoctorCommand(configPath *string) *cobra.Command {
 	}
 	outputFlag(cmd, &output)
 	return cmd
+}
+
+// segmentChecks looks at the networks of this host that the configuration names.
+func segmentChecks(cfg *config.Config) (out []doctor.Segment) {
+	for _, seg := range cfg.Segments {
+		if seg.Private() || seg.Relay.IsValid() {
+			continue
+		}
+		out = append(out, doctor.Segment{
+			Name: seg.Name,
+			Link: cmp.Or(seg.Interface, seg.Parent, seg.Uplink, seg.Bridge),
+			Look: func() (obstacles, warnings []string, err error) {
+				problems, err := lan.Check(lanConfig(seg, ""))
+				for _, p := range problems {
+					if p.Fatal {
+						obstacles = append(obstacles, p.Text)
+					} else {
+						warnings = append(warnings, p.Text)
+					}
+				}
+				return obstacles, warnings, err
+			},
+		})
+	}
+	return out
 }
 
 func describeImages() (string, error) {

@@ -61,11 +61,21 @@ type Env struct {
 	Address  netip.Addr // the servers'; zero: any holder of a port is in the way
 	HTTPPort uint16     // 0 means 80
 
+	// Segments are those that tie into networks that are there already.
+	Segments []Segment
+
 	// KVM proves that a guest runs, or says why it does not.
 	KVM func(ctx context.Context) (ok bool, why string)
 	// Firmware and Images say what there is, or what is missing.
 	Firmware func() (found string, err error)
 	Images   func() (found string, err error)
+}
+
+// Segment is a network of the configuration. Look says what would keep it from
+// being opened now, and what would be unexpected.
+type Segment struct {
+	Name, Link string
+	Look       func() (obstacles, warnings []string, err error)
 }
 
 // System returns the Env of this machine and user.
@@ -105,6 +115,9 @@ func Run(ctx context.Context, env Env) []Check {
 		env.images(),
 	}
 	checks = append(checks, env.ports()...)
+	for _, s := range env.Segments {
+		checks = append(checks, s.check())
+	}
 	return append(checks,
 		env.bridgeFilter(ctx),
 		env.disk("state", "state directory", env.StateDir, stateSpace, verbRun, verbBoot, verbServe),
@@ -296,6 +309,21 @@ func (env Env) bridgeFilter(ctx context.Context) Check {
 		return c.is(Warn, why+", and its forward policy drops them: DHCP on an existing bridge gets no answer", mend)
 	}
 	return c.is(Warn, why+", and its rules cannot be read; they may drop DHCP on an existing bridge", mend)
+}
+
+func (s Segment) check() Check {
+	c := Check{ID: "segment." + s.Name, Title: "segment " + s.Name, Needs: []string{verbServe, "run --segment", "boot --segment"}}
+	table := "[segment." + s.Name + "]"
+	obstacles, warnings, err := s.Look()
+	switch {
+	case err != nil:
+		return c.is(Fail, err.Error(), "run as root")
+	case len(obstacles) > 0:
+		return c.is(Fail, strings.Join(obstacles, "; "), "change "+table+" or the link as that says")
+	case len(warnings) > 0:
+		return c.is(Warn, strings.Join(warnings, "; "), "nothing, if that is meant; else change "+table)
+	}
+	return c.is(OK, s.Link+" can be served", "")
 }
 
 // need is how much free space is enough: below fail nothing works, below warn

@@ -104,6 +104,11 @@ func (m *machine) check(id string) Check {
 	return Check{}
 }
 
+// segment gives the machine a segment of which this is to be said.
+func (m *machine) segment(obstacles, warnings []string, err error) {
+	m.Segments = []Segment{{Name: "lab", Link: "eth0", Look: func() ([]string, []string, error) { return obstacles, warnings, err }}}
+}
+
 func TestHealthy(t *testing.T) {
 	m := newMachine(t)
 	checks := Run(context.Background(), m.Env)
@@ -212,6 +217,12 @@ func TestChecks(t *testing.T) {
 			m.file("/proc/sys/net/bridge/bridge-nf-call-iptables", "1\n")
 			m.outputs["iptables -S FORWARD"] = "FAIL Permission denied (you must be root)"
 		}, "br_netfilter", Warn, "cannot be read", "sysctl"},
+
+		{"segment", func(m *machine) { m.segment(nil, nil, nil) }, "segment.lab", OK, "eth0 can be served", ""},
+		{"segment that cannot be", func(m *machine) { m.segment([]string{"eth0 is wireless", "no address"}, []string{"no carrier"}, nil) },
+			"segment.lab", Fail, "eth0 is wireless; no address", "[segment.lab]"},
+		{"segment with a warning", func(m *machine) { m.segment(nil, []string{"no carrier"}, nil) }, "segment.lab", Warn, "no carrier", "[segment.lab]"},
+		{"segment that cannot be seen", func(m *machine) { m.segment(nil, nil, errors.New("not permitted")) }, "segment.lab", Fail, "not permitted", "root"},
 
 		{"full disk", func(m *machine) { m.Space = func(string) (uint64, error) { return 100 << 10, nil } }, "state", Fail, "/var/lib/ecboot, 0 MiB free", "free at least 64 MiB"},
 		{"nearly full disk", func(m *machine) { m.Space = func(string) (uint64, error) { return 900 << 20, nil } }, "cache", Warn, "900 MiB free, which will not do for long", "free at least 1.0 GiB"},
