@@ -20,7 +20,9 @@ type host struct {
 	links  map[string]linkState
 	exits  []string // links of the IPv4 default routes
 	strict []string // chains of the firewall that drop what is forwarded
-	id     string   // tells this machine from others, always the same
+	// filtered says that the firewall takes bridged frames for forwarded ones.
+	filtered bool
+	id       string // tells this machine from others, always the same
 }
 
 // linkState is one link.
@@ -123,6 +125,8 @@ func readHost() (host, error) {
 	}
 	h.exits = slices.Compact(h.exits)
 	h.strict = strictChains()
+	value, err := readSetting("bridge/bridge-nf-call-iptables")
+	h.filtered = err == nil && value == "1"
 	return h, nil
 }
 

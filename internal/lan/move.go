@@ -154,8 +154,10 @@ func (b *belongings) relocate(from, to string, pause func()) error {
 	if old != nil {
 		oldIndex := uint32(old.Attrs().Index)
 		for _, m := range b.Routes {
-			if r, err := m.route(b.Index, oldIndex); err == nil {
-				_ = r.send(unix.RTM_DELROUTE, 0) // most have gone by themselves
+			for _, m := range []message{m, m.standIn()} {
+				if r, err := m.route(b.Index, oldIndex); err == nil {
+					_ = r.send(unix.RTM_DELROUTE, 0) // most have gone by themselves
+				}
 			}
 		}
 		pause()
@@ -190,7 +192,7 @@ func (b *belongings) addRoutes(index uint32, pause func()) error {
 		var left []message
 		var errs []error
 		for _, m := range routes {
-			r, err := m.route(b.Index, index)
+			r, err := m.standIn().route(b.Index, index)
 			if err == nil {
 				err = r.send(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_APPEND)
 				pause()
@@ -325,6 +327,27 @@ func (m message) defaultGateway() (netip.Addr, bool) {
 	}
 	attrs, _ := m.attrs(routeHead)
 	return netip.AddrFromSlice(attribute(attrs, unix.RTA_GATEWAY))
+}
+
+// standIn is the route itself, but for an IPv6 default route that a router has
+// advertised. The kernel stops reading advertisements on a link where somebody
+// else has added the very route that it wants to: until the next one comes, and
+// until its own lifetime ends, another with a metric of its own does the work.
+func (m message) standIn() message {
+	if m[0] != unix.AF_INET6 || m[1] != 0 || m[5] != unix.RTPROT_RA {
+		return m
+	}
+	out, err := m.edit(routeHead, func(kind uint16, value []byte) []byte {
+		if kind == unix.RTA_PRIORITY && len(value) == 4 {
+			return nl.Uint32Attr(nl.NativeEndian().Uint32(value) + 1)
+		}
+		return value
+	})
+	if err != nil {
+		return m
+	}
+	out[5] = unix.RTPROT_STATIC
+	return out
 }
 
 // destination is for messages to people.

@@ -174,6 +174,9 @@ func (p *planned) planBridge(cfg Config, h host) {
 	if adds {
 		p.change(change{Op: opAddress, Link: p.link, Addr: p.address})
 	}
+	if h.filtered && len(h.strict) > 0 {
+		p.warn("frames between the ports of %s pass the firewall (br_netfilter), and its %s drops what it does not know, DHCP of guests included: 'sysctl net.bridge.bridge-nf-call-iptables=0', or allow them", p.link, strings.Join(h.strict, ", "))
+	}
 	if cfg.NAT {
 		p.planNAT(cfg, h, moves)
 	}

@@ -7,6 +7,9 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink"
+
+	"github.com/every-channel/ecboot/internal/nettest"
 )
 
 // nic is a NIC with a cable in and the addresses.
@@ -110,12 +113,19 @@ func TestPlanWarns(t *testing.T) {
 		{"managed", Config{Uplink: "nm0"}, "configured by NetworkManager"},
 		{"no cable", Config{Uplink: "eth2", Address: private}, "no carrier"},
 		{"down will be brought up", Config{Uplink: "eth1", Address: private}, ""},
+		{"Docker and a bridge", Config{Bridge: "br0"}, "bridge-nf-call-iptables=0"},
+		{"Docker and NAT", Config{Bridge: "br0", NAT: true}, "chain filter FORWARD drops what it does not know: allow"},
+		{"Docker and a parent", Config{Parent: "eth2", Address: private}, "no carrier"},
 		{"host unseen", Config{Parent: "eth0", Address: private}, "do not see this host at 192.0.2.7/24"},
 		{"host moves", Config{Parent: "eth0", Address: netip.MustParsePrefix("192.0.2.7/24")}, ""},
 		{"managed parent", Config{Parent: "nm0", Address: netip.MustParsePrefix("192.0.2.9/24")}, "configured by NetworkManager"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			p := plan(tt.cfg, machine())
+			h := machine()
+			if strings.Contains(tt.name, "Docker") {
+				h.strict, h.filtered = []string{"chain filter FORWARD"}, true
+			}
+			p := plan(tt.cfg, h)
 			if err := p.err(); err != nil {
 				t.Fatal(err)
 			}
@@ -224,4 +234,32 @@ func TestLinkNamesFit(t *testing.T) {
 	if linkName("ecbr-", "a-segment-of-long-name") == linkName("ecbr-", "a-segment-of-long-nam2") {
 		t.Error("two long names become one")
 	}
+}
+
+// The kernel of the tests has no VLANs, so this ends with the request to it.
+func TestVLANRequest(t *testing.T) {
+	c := change{Op: opVLAN, Link: "ec7-eth0", On: "eth0", VLAN: 7}
+	vlan, ok := c.upper(42).(*netlink.Vlan)
+	if !ok || vlan.VlanId != 7 || vlan.VlanProtocol != netlink.VLAN_PROTOCOL_8021Q || vlan.Name != "ec7-eth0" || vlan.ParentIndex != 42 {
+		t.Errorf("got %#v", vlan)
+	}
+}
+
+func TestVLANWithoutAKernelForIt(t *testing.T) {
+	nettest.NeedRoot(t)
+	veth(t, "nic0", "nic1")
+	s, err := Open(Config{Uplink: "nic0", VLAN: 7, Address: private, NoteDir: t.TempDir()})
+	if err == nil {
+		// This kernel has them.
+		defer s.Close()
+		link, err := netlink.LinkByName("ec7-nic0")
+		if vlan, ok := link.(*netlink.Vlan); !ok || vlan.VlanId != 7 || vlan.MasterIndex != s.link.Attrs().Index {
+			t.Errorf("the port is %+v, %v", link, err)
+		}
+		return
+	}
+	if !strings.Contains(err.Error(), "modprobe 8021q") {
+		t.Errorf("got %v", err)
+	}
+	wantNoLink(t, "ecbr-nic0")
 }

@@ -137,6 +137,7 @@ func office(t *testing.T) *nettest.Host {
 	if err := writeSetting("ipv6/conf/default/accept_dad", "0"); err != nil {
 		t.Fatal(err)
 	}
+	router.Run(t, "sh", "-c", "echo 0 >/proc/sys/net/ipv6/conf/default/accept_dad")
 	nettest.Wire(t, "nic0", router, "lan0")
 	router.Run(t, "ip", "addr", "add", "10.79.0.1/24", "dev", "lan0")
 	router.Run(t, "ip", "addr", "add", "2001:db8:79::1/64", "dev", "lan0", "nodad")
