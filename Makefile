@@ -91,7 +91,8 @@ TEST_FILES := /usr/share/OVMF/OVMF32_CODE_4M.secboot.fd:ovmf-ia32 /usr/share/AAV
 	/usr/lib/debian-installer/images/12/i386:debian-installer-12-netboot-i386 /boot/memtest86+x64.bin:memtest86+
 deps-test: deps $(DEBIAN13)/done
 	@$(call install,qemu-system-aarch64:qemu-system-arm grub-script-check:grub-common dhclient:isc-dhcp-client udhcpc:udhcpc dhcpcd:dhcpcd-base curl:curl tftp:tftp-hpa atftp:atftp busybox:busybox \
-		tcpdump:tcpdump nft:nftables ping:iputils-ping zstd:zstd cpio:cpio nsenter:util-linux,$(TEST_FILES))
+		tcpdump:tcpdump nft:nftables ping:iputils-ping zstd:zstd cpio:cpio nsenter:util-linux \
+		dnsmasq:dnsmasq-base kea-dhcp4:kea-dhcp4-server perfdhcp:kea-admin dhcpd:isc-dhcp-server dhcrelay:isc-dhcp-relay,$(TEST_FILES))
 
 # atftpd, which Debian does not install beside tftpd-hpa: unpacked here.
 ATFTPD := internal/bench/testdata/atftpd

@@ -64,8 +64,7 @@ func TestBootsUnderAttack(t *testing.T) {
 	}()
 	defer func() { <-ended; flood.Close() }()
 	defer close(stop)
-	startGuest(t, bridge, victim, guestOptions{})
-	s.untilUserland(t, []boot.MAC{victim})
+	s.untilUserland(t, map[boot.MAC]func(){victim: startGuest(t, bridge, victim, guestOptions{})})
 	if rss := residentMemory(t, s.cmd.Process.Pid); rss > mostAttacked {
 		t.Errorf("the servers hold %d bytes of memory, more than %d", rss, mostAttacked)
 	}

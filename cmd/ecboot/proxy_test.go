@@ -38,13 +38,13 @@ var proxyGuests = []struct {
 // Real firmware takes its address from somebody else's DHCP server and what it
 // boots from ecboot, which gives no address to anybody.
 func TestProxyBeside(t *testing.T) {
+	t.Parallel() // with others; its own guests are as many as the machine can take
 	for i, program := range nettest.DHCPServers {
 		t.Run(program, func(t *testing.T) {
 			for _, g := range proxyGuests {
 				compat(t, compatRow{"proxy", g.firmware, g.mode, "beside " + program, "userland"})
 			}
 			needGuests(t)
-			t.Parallel()
 			network := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 79, byte(i), 1}), 24)
 			bridge := fmt.Sprintf("proxy%d", i)
 			nettest.Bridge(t, bridge, network.String())
@@ -65,10 +65,11 @@ func TestProxyBeside(t *testing.T) {
 			}
 			s := start(t, "serve", "--config", file)
 			s.until(t, "serving boot files")
+			stop := map[boot.MAC]func(){}
 			for j, g := range proxyGuests {
-				startGuest(t, bridge, macs[j], g.options)
+				stop[macs[j]] = startGuest(t, bridge, macs[j], g.options)
 			}
-			stages := s.untilUserland(t, macs)
+			stages := s.untilUserland(t, stop)
 			for j, g := range proxyGuests {
 				var steps []timeline.Step
 				for _, stage := range stages[macs[j]] {
@@ -80,8 +81,8 @@ func TestProxyBeside(t *testing.T) {
 	}
 }
 
-// startGuest boots a machine on a bridge until the test ends.
-func startGuest(t *testing.T, bridge string, mac boot.MAC, o guestOptions) {
+// startGuest boots a machine on a bridge until it is stopped or the test ends.
+func startGuest(t *testing.T, bridge string, mac boot.MAC, o guestOptions) (stop func()) {
 	t.Helper()
 	o.Guest = config.Default().Guest
 	if o.FirstStage != "" {
@@ -105,28 +106,32 @@ func startGuest(t *testing.T, bridge string, mac boot.MAC, o guestOptions) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
+	stop = func() {
 		m.Kill()
 		<-m.Done()
+	}
+	t.Cleanup(func() {
+		stop()
 		if t.Failed() {
 			t.Logf("console of %s:\n%s", mac, strings.Join(m.Console().Tail(30), "\n"))
 		}
 	})
+	return stop
 }
 
 // untilUserland reads what a server says until each machine has reported, and
-// returns the stages of each in their order.
-func (s *started) untilUserland(t *testing.T, macs []boot.MAC) map[boot.MAC][]timeline.Stage {
+// stops those that have. It returns the stages of each in their order.
+func (s *started) untilUserland(t *testing.T, stop map[boot.MAC]func()) map[boot.MAC][]timeline.Stage {
 	t.Helper()
 	// Firmware that has found nothing asks on for ever: what is longer than
 	// any boot ends it.
-	tooLong := time.AfterFunc(5*time.Minute, func() { s.cmd.Process.Kill() })
+	tooLong := time.AfterFunc(8*time.Minute, func() { s.cmd.Process.Kill() })
 	defer tooLong.Stop()
 	stages := map[boot.MAC][]timeline.Stage{}
-	for left := len(macs); left > 0; {
+	for len(stop) > 0 {
 		line, err := s.stderr.ReadString('\n')
 		if err != nil {
-			t.Fatalf("%d machines have not reported", left)
+			t.Fatalf("%d machines have not reported", len(stop))
 		}
 		t.Log(strings.TrimSpace(line))
 		fields := strings.Fields(line) // 12.11 s MAC STAGE DETAIL…
@@ -139,8 +144,9 @@ func (s *started) untilUserland(t *testing.T, macs []boot.MAC) map[boot.MAC][]ti
 		}
 		stage := timeline.Stage(fields[3])
 		stages[mac] = append(stages[mac], stage)
-		if stage == timeline.Userland {
-			left--
+		if end := stop[mac]; end != nil && stage == timeline.Userland {
+			end()
+			delete(stop, mac)
 		}
 	}
 	return stages

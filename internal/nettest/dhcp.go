@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -59,8 +60,21 @@ func (h *Host) start(t testing.TB, ready string, name string, args ...string) {
 	ctx, cancel := context.WithCancel(context.Background())
 	cmd := h.Command(ctx, name, args...)
 	cmd.Stdout, cmd.Stderr = w, w
+	// It dies with the test, however that ends: to be exact, with the thread
+	// that started it, which must live as long.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	must(t, "start "+name, cmd.Start())
+	started, gone := make(chan error), make(chan struct{})
+	go func() {
+		defer close(gone)
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			cmd.Wait()
+		}
+	}()
+	must(t, "start "+name, <-started)
 	w.Close()
 	said, ended := make(chan struct{}), make(chan struct{})
 	var log strings.Builder
@@ -77,7 +91,7 @@ func (h *Host) start(t testing.TB, ready string, name string, args ...string) {
 	}()
 	t.Cleanup(func() {
 		cancel()
-		cmd.Wait()
+		<-gone
 		<-ended
 		r.Close()
 		if t.Failed() {

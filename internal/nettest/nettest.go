@@ -207,20 +207,20 @@ func (h *Host) Run(t testing.TB, name string, args ...string) string {
 // are made in it belong to the host, whoever uses them later.
 func (h *Host) Do(t testing.TB, fn func()) {
 	t.Helper()
-	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", h.pid))
+	there, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", h.pid))
 	must(t, h.Name, err)
-	defer ns.Close()
-	entered := make(chan error)
-	go func() {
-		defer close(entered)
-		runtime.LockOSThread() // until the thread ends, with this goroutine
-		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-			entered <- err
-			return
-		}
-		fn()
+	defer there.Close()
+	here, err := os.Open("/proc/self/ns/net")
+	must(t, "this namespace", err)
+	defer here.Close()
+	runtime.LockOSThread()
+	must(t, "enter "+h.Name, unix.Setns(int(there.Fd()), unix.CLONE_NEWNET))
+	// The thread must go on: programs that it has started end with it.
+	defer func() {
+		must(t, "leave "+h.Name, unix.Setns(int(here.Fd()), unix.CLONE_NEWNET))
+		runtime.UnlockOSThread()
 	}()
-	must(t, "enter "+h.Name, <-entered)
+	fn()
 }
 
 // Bridge makes a bridge in the test's namespace; addr is an address with prefix
