@@ -224,12 +224,18 @@ func TestAnswersComeFromTheAddressThatWasAsked(t *testing.T) {
 	if got := host.Run(t, "curl", "-sS", "tftp://10.78.0.2/snponly.efi"); !bytes.Equal([]byte(got), pattern(5000)) {
 		t.Errorf("got %d bytes that differ", len(got))
 	}
-	for _, name := range []string{"snponly.efi", "../x"} {
+	for _, request := range [][]string{
+		{"snponly.efi", "octet"},
+		{"snponly.efi", "octet", "blksize", "1468"},
+		{"snponly.efi", "octet", "windowsize", "4"},
+		{"../x", "octet"},
+		{"none", "octet"},
+	} {
 		c := dial(t, second)
-		c.request(1, name, "octet")
+		c.request(1, request...)
 		c.receive()
 		if !c.server.IP.Equal(net.IP(second.AsSlice())) {
-			t.Errorf("%s: answer from %s", name, c.server)
+			t.Errorf("%v: answer from %s", request, c.server)
 		}
 		c.send(errorPacket(codeUnknownTID, "enough"))
 	}

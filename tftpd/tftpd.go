@@ -71,7 +71,6 @@ type Server struct {
 	slots     slots
 	transfers sync.WaitGroup
 	count     counters
-	nuisances nuisances
 }
 
 // New binds the socket of a server.
@@ -234,15 +233,14 @@ func (s *Server) receive() error {
 
 func (s *Server) handle(packet []byte, from netip.AddrPort) {
 	from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
-	s.count.Requests.Add(1)
+	s.count.requests.Add(1)
 	if s.cfg.Allow != nil && !s.cfg.Allow(from.Addr()) {
-		s.count.Foreign.Add(1)
-		s.nuisances.log(nuisanceForeign, s.cfg.Logger, "TFTP request from an address that is not served", "client", from.Addr())
+		s.count.foreign.Warn(s.cfg.Logger, "TFTP request from an address that is not served", "client", from.Addr())
 		return
 	}
 	r, err := parseRequest(packet)
 	if errors.Is(err, errRequest) {
-		s.count.Malformed.Add(1)
+		s.count.malformed.Add(1)
 		s.cfg.Logger.Debug("TFTP packet ignored", "client", from.Addr(), "error", err)
 		return
 	}
@@ -257,15 +255,14 @@ func (s *Server) handle(packet []byte, from netip.AddrPort) {
 		t.name, err = cleanName(r.name)
 	}
 	if err != nil {
-		s.count.Refused.Add(1)
-		s.nuisances.log(nuisanceRefused, s.cfg.Logger, "TFTP request refused", "client", from.Addr(), "machine", t.machine, "name", r.name, "error", err)
+		s.count.refused.Warn(s.cfg.Logger, "TFTP request refused", "client", from.Addr(), "machine", t.machine, "name", r.name, "error", err)
 		t.record(timeline.Fail, fmt.Sprintf("%q: %s", r.name, err))
 		s.refuse(from, code, err.Error())
 		return
 	}
 	a, evicted := s.slots.admit(t)
 	if evicted != nil {
-		s.count.Evicted.Add(1)
+		s.count.evicted.Add(1)
 		evicted.end(errEvicted)
 	}
 	switch a {
@@ -273,8 +270,7 @@ func (s *Server) handle(packet []byte, from netip.AddrPort) {
 		return
 	case busy:
 		// Silence makes a machine ask again; an error would end its boot.
-		s.count.Busy.Add(1)
-		s.nuisances.log(nuisanceBusy, s.cfg.Logger, "TFTP request ignored: too many transfers", "client", from.Addr(), "limit", maxTransfers, "per client", maxPerClient)
+		s.count.busy.Warn(s.cfg.Logger, "TFTP request ignored: too many transfers", "client", from.Addr(), "limit", maxTransfers, "per client", maxPerClient)
 		return
 	}
 	t.ctx, t.end = context.WithCancelCause(s.ctx)

@@ -74,9 +74,10 @@ func (s *Server) serve(t *transfer) {
 	log := s.cfg.Logger.With("client", t.client.Addr(), "machine", t.machine)
 	file, size, err := open(s.cfg.Files(t.client.Addr()), t.name)
 	if err != nil {
-		s.count.NotFound.Add(1)
-		if !optional(err) {
-			s.nuisances.log(nuisanceMissing, log, "TFTP file not served", "error", err)
+		if optional(err) {
+			s.count.probed.Add(1)
+		} else {
+			s.count.notFound.Warn(log, "TFTP file not served", "error", err)
 			t.record(timeline.Fail, err.Error())
 		}
 		s.refuse(t.client, codeNotFound, "file not found: "+t.name)
@@ -91,20 +92,19 @@ func (s *Server) serve(t *transfer) {
 		taken, err = s.lockstep.serve(t)
 	}
 	if !taken {
-		err = s.loops[s.count.Requests.Load()%uint64(len(s.loops))].serve(t)
+		err = s.loops[s.count.requests.Load()%uint64(len(s.loops))].serve(t)
 	}
-	s.count.Bytes.Add(uint64(t.acked))
+	s.count.bytes.Add(uint64(t.acked))
 	switch outcomeOf(err, t.begun, t.sent, t.acked) {
 	case done:
-		s.count.Completed.Add(1)
+		s.count.completed.Add(1)
 		t.record(timeline.End, t.name)
 	case declined:
-		s.count.Declined.Add(1)
+		s.count.declined.Add(1)
 		log.Debug("TFTP transfer declined by the client", "name", t.name, "error", err)
 	case failed:
-		s.count.Failed.Add(1)
 		err = explain(err)
-		s.nuisances.log(nuisanceBroken, log, "TFTP transfer failed", "name", t.name, "bytes", t.acked, "of", size, "error", err)
+		s.count.failed.Warn(log, "TFTP transfer failed", "name", t.name, "bytes", t.acked, "of", size, "error", err)
 		t.record(timeline.Fail, fmt.Sprintf("%s: %s after %d of %d bytes", t.name, err, t.acked, size))
 	}
 }

@@ -90,7 +90,7 @@ func (x *sending) receive(p []byte, now time.Time) (done bool, err error) {
 		x.t.progress(int64(x.blocks.acked-1)*int64(x.t.terms.block)+int64(x.blocks.last-4), true)
 		return true, nil
 	case n > 0:
-		x.t.s.count.Resent.Add(uint64(x.sent - n))
+		x.t.s.count.resent.Add(uint64(x.sent - n))
 		x.attempt, x.hurried = 0, false
 		return false, x.repeat(now)
 	case ok && x.t.terms.window > 1 && !x.hurried:
@@ -109,7 +109,7 @@ func (x *sending) late(now time.Time) error {
 			return os.ErrDeadlineExceeded
 		}
 	}
-	x.t.s.count.Resent.Add(uint64(x.sent))
+	x.t.s.count.resent.Add(uint64(x.sent))
 	return x.repeat(now)
 }
 
