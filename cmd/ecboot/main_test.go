@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/every-channel/ecboot/internal/nettest"
+	"github.com/every-channel/ecboot/internal/sim"
 )
 
 // mainVar makes the test binary be ecboot itself, so that tests run the real
@@ -20,7 +21,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(mainVar) != "" {
 		os.Exit(mainCode())
 	}
-	nettest.Main(m)
+	nettest.Main(m, sim.Program())
 }
 
 // ecbootCommand prepares an ecboot with directories of its own.

@@ -65,8 +65,8 @@ var layers = []layer{
 	{pkg: "cmd/ecboot", ours: []string{all}, why: "it assembles everything; " + whyCommand},
 
 	{pkg: "internal/nettest", why: whyTests},
-	{pkg: "internal/sim", why: whyTests},
-	{pkg: "internal/bench", ours: []string{"internal/sim"}, why: whyTests},
+	{pkg: "internal/sim", ours: []string{"internal/nettest"}, why: whyTests},
+	{pkg: "internal/bench", why: whyTests},
 	{pkg: "internal/archtest", why: whyTests},
 }
 
@@ -169,7 +169,7 @@ func (l layer) judge(imports []string, standard map[string]bool) (complaints []s
 	for _, path := range imports {
 		name, isOurs := strings.CutPrefix(path, module+"/")
 		switch {
-		case isOurs && slices.Contains(testOnly, name):
+		case isOurs && slices.Contains(testOnly, name) && !slices.Contains(testOnly, l.pkg):
 			complain(path, whyTests)
 		case isOurs && slices.Contains(l.ours, all):
 		case isOurs && !slices.Contains(l.ours, name):
@@ -207,6 +207,7 @@ func TestJudge(t *testing.T) {
 		{"initramfs/guest", module + "/internal/boot", true},
 		{"vmm", "testing", true},
 		{"internal/nettest", "testing", false},
+		{"internal/sim", module + "/internal/nettest", false},
 		{"cmd/ecboot", module + "/dhcpd", false},
 		{"cmd/ecboot", module + "/internal/nettest", true},
 	} {

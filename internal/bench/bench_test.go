@@ -13,7 +13,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	nettest.Main(m, nettest.Program{Name: "load", Main: loadMain}, nettest.Program{Name: "tftpload", Main: tftpLoadMain}, nettest.Program{Name: "rack", Main: sim.Main})
+	nettest.Main(m, nettest.Program{Name: "load", Main: loadMain}, nettest.Program{Name: "tftpload", Main: tftpLoadMain}, sim.Program())
 }
 
 // rounds is how often each contender runs; the median counts.

@@ -2,9 +2,7 @@ package bench
 
 import (
 	"bytes"
-	"context"
 	"crypto/sha256"
-	"encoding/json"
 	"fmt"
 	"net/netip"
 	"os"
@@ -74,7 +72,10 @@ func BenchmarkStorm(b *testing.B) {
 	for range rounds(b) {
 		for i, c := range contenders {
 			pids, stop := c.start()
-			r := bootRack(b, host, rack)
+			r, err := rack.BootOn(b.Context(), host)
+			if err != nil {
+				b.Fatal(err)
+			}
 			var peak int64
 			for _, pid := range pids {
 				peak += peakRSS(b, pid)
@@ -92,28 +93,6 @@ func BenchmarkStorm(b *testing.B) {
 	report("storm-500-time", median(seconds[0]), median(seconds[1]), "s", contenders[1].name, 1)
 	fmt.Printf("bench storm-500-memory ours=%.1fMB peer=%.1fMB ratio=%.2f (peer: %s)\n",
 		median(megabytes[0]), median(megabytes[1]), median(megabytes[0])/median(megabytes[1]), contenders[1].name)
-}
-
-func bootRack(b *testing.B, host *nettest.Host, rack sim.Rack) (r sim.Result) {
-	b.Helper()
-	arg, err := json.Marshal(rack)
-	if err != nil {
-		b.Fatal(err)
-	}
-	cmd, err := host.Self(context.Background(), "rack", string(arg))
-	if err != nil {
-		b.Fatal(err)
-	}
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
-	if err == nil {
-		err = json.Unmarshal(out, &r)
-	}
-	if err != nil {
-		b.Fatalf("%v\n%s%s", err, out, &stderr)
-	}
-	return r
 }
 
 // childrenOf are the processes that a process with one thread has started.

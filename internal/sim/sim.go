@@ -5,6 +5,7 @@
 package sim
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -18,6 +19,8 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+
+	"github.com/every-channel/ecboot/internal/nettest"
 )
 
 // Rack is machines that are switched on at the same time, behind one link.
@@ -40,9 +43,11 @@ type Result struct {
 	Retries int // of DHCP and TFTP, in all
 }
 
-// Main is Boot as a program of its own: its argument is a Rack in JSON, and it
-// prints a Result.
-func Main(args []string) error {
+// Program is what nettest.Main needs to know for BootOn.
+func Program() nettest.Program { return nettest.Program{Name: "rack", Main: bootMain} }
+
+// bootMain boots the Rack that its argument is, in JSON, and prints a Result.
+func bootMain(args []string) error {
 	var r Rack
 	if err := json.Unmarshal([]byte(strings.Join(args, " ")), &r); err != nil {
 		return err
@@ -52,6 +57,30 @@ func Main(args []string) error {
 		return err
 	}
 	return json.NewEncoder(os.Stdout).Encode(result)
+}
+
+// BootOn is Boot in a process on another host, which has the link.
+func (r Rack) BootOn(ctx context.Context, host *nettest.Host) (result Result, err error) {
+	arg, err := json.Marshal(r)
+	if err != nil {
+		return result, err
+	}
+	cmd, err := host.Self(ctx, Program().Name, string(arg))
+	if err != nil {
+		return result, err
+	}
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return result, fmt.Errorf("%w: %s", err, &stderr)
+	}
+	return result, json.Unmarshal(out, &result)
+}
+
+// MAC is the address of the i-th machine.
+func MAC(i int) net.HardwareAddr {
+	return net.HardwareAddr{0x52, 0x54, 0, 0x80, byte(i >> 8), byte(i)}
 }
 
 // Boot switches the machines on and returns when all are booted. One that gets
@@ -72,7 +101,7 @@ func (r Rack) Boot(ctx context.Context) (Result, error) {
 	defer run.release()
 	machines := make([]*machine, r.Machines)
 	for i := range machines {
-		machines[i] = &machine{run: run, mac: net.HardwareAddr{0x52, 0x54, 0, 0x80, byte(i >> 8), byte(i)}, dhcp: make(chan reply, 8)}
+		machines[i] = &machine{run: run, mac: MAC(i), dhcp: make(chan reply, 8)}
 	}
 	go cable.receive(machines)
 	errs := make([]error, len(machines))

@@ -1,9 +1,7 @@
 package sim
 
 import (
-	"context"
 	"crypto/sha256"
-	"encoding/json"
 	"fmt"
 	"net"
 	"net/http"
@@ -17,7 +15,7 @@ import (
 	"github.com/every-channel/ecboot/internal/nettest"
 )
 
-func TestMain(m *testing.M) { nettest.Main(m, nettest.Program{Name: "rack", Main: Main}) }
+func TestMain(m *testing.M) { nettest.Main(m, Program()) }
 
 // TestARackBootsFromForeignServers boots machines from dnsmasq and Go's file
 // server: what they accept is what others send, too.
@@ -52,13 +50,9 @@ func TestARackBootsFromForeignServers(t *testing.T) {
 	go server.Serve(listener)
 	t.Cleanup(func() { server.Close() })
 
-	out, err := boot(t, host, rack)
+	result, err := rack.BootOn(t.Context(), host)
 	if err != nil {
 		t.Fatal(err)
-	}
-	var result Result
-	if err := json.Unmarshal(out, &result); err != nil {
-		t.Fatalf("%v: %s", err, out)
 	}
 	for _, stage := range Stages {
 		if result.Seconds[stage] <= 0 {
@@ -70,26 +64,9 @@ func TestARackBootsFromForeignServers(t *testing.T) {
 	}
 
 	rack.Want["initrd"] = "another"
-	if _, err := boot(t, host, rack); err == nil || !strings.Contains(err.Error(), "20 machines did not boot") || !strings.Contains(err.Error(), "not another") {
+	if _, err := rack.BootOn(t.Context(), host); err == nil || !strings.Contains(err.Error(), "20 machines did not boot") || !strings.Contains(err.Error(), "not another") {
 		t.Errorf("a damaged file: %v", err)
 	}
-}
-
-func boot(t *testing.T, host *nettest.Host, rack Rack) ([]byte, error) {
-	t.Helper()
-	arg, err := json.Marshal(rack)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd, err := host.Self(context.Background(), "rack", string(arg))
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := cmd.Output()
-	if e, ok := err.(*exec.ExitError); ok {
-		err = fmt.Errorf("%w: %s", err, e.Stderr)
-	}
-	return out, err
 }
 
 func write(t *testing.T, path, data string) {
