@@ -37,6 +37,7 @@ type linkState struct {
 	lower     string // what it lies on
 	vlan      int
 	manager   string // the program that configures it
+	ruled     bool   // a routing rule names it
 	ipv6      bool
 	addresses []address // of both families, without link-local ones
 }
@@ -113,6 +114,16 @@ func readHost() (host, error) {
 			state.addresses = append(state.addresses, address{p, a.Flags&unix.IFA_F_PERMANENT == 0})
 		}
 		h.links[la.Name] = state
+	}
+	// Without rules of its own a kernel has no such list.
+	rules, _ := netlink.RuleList(netlink.FAMILY_ALL)
+	for _, r := range rules {
+		for _, name := range []string{r.IifName, r.OifName} {
+			if l, ok := h.links[name]; ok {
+				l.ruled = true
+				h.links[name] = l
+			}
+		}
 	}
 	routes, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
 	if err != nil {

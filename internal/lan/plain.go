@@ -37,7 +37,7 @@ func (p *planned) planInterface(cfg Config, h host) {
 		p.change(change{Op: opAddress, Link: name, Addr: p.address})
 	}
 	if cfg.NAT {
-		p.planNAT(cfg, h, false)
+		p.planNAT(cfg, h, name)
 	}
 	p.noPorts = fmt.Sprintf("%s is served as it is and has no ports for guests: write uplink = %q, which makes it a port of a bridge, or parent = %[2]q in place of interface", name, cmp.Or(cfg.Interface, name))
 }

@@ -178,7 +178,7 @@ func (p *planned) planBridge(cfg Config, h host) {
 		p.warn("frames between the ports of %s pass the firewall (br_netfilter), and its %s drops what it does not know, DHCP of guests included: 'sysctl net.bridge.bridge-nf-call-iptables=0', or allow them", p.link, strings.Join(h.strict, ", "))
 	}
 	if cfg.NAT {
-		p.planNAT(cfg, h, moves)
+		p.planNAT(cfg, h, uplink)
 	}
 }
 
@@ -217,6 +217,9 @@ func (p *planned) planMove(from, to string, l linkState) {
 	if l.manager == "" && slices.ContainsFunc(l.addresses, func(a address) bool { return a.leased && a.Addr().Is4() }) {
 		p.warn("%s has its address by DHCP: it moves to %s for as long as its lease lasts; whoever renews it does so on %[1]s, so better run that client on a bridge of your own", from, to)
 	}
+	if l.ruled {
+		p.warn("a routing rule ('ip rule') names %s, and will not match what comes and goes by %s: add the same rule for %[2]s", from, to)
+	}
 	p.change(change{Op: opMove, Link: from, On: to})
 }
 
@@ -240,8 +243,6 @@ func (p *planned) planParent(cfg Config, h host) {
 		p.cannot("parent %s is a port of bridge %s, and a port cannot carry macvtaps: use bridge = %q", name, parent.master, parent.master)
 	case parent.master != "":
 		p.cannot("parent %s belongs to %s: name %[2]s as the parent", name, parent.master)
-	case cfg.NAT:
-		p.cannot("nat: clients on %s have the router of that network; nat is for a bridge without uplink", name)
 	}
 	p.parent = name
 	p.link = linkName("ecmv-", cmp.Or(cfg.Name, name))
@@ -282,6 +283,9 @@ func (p *planned) planParent(cfg Config, h host) {
 		p.planMove(name, p.link, parent)
 	} else {
 		p.change(change{Op: opAddress, Link: p.link, Addr: p.address})
+	}
+	if cfg.NAT {
+		p.planNAT(cfg, h, name)
 	}
 }
 
@@ -337,15 +341,12 @@ func (p *planned) chooseAddress(link string, have []netip.Prefix) (add bool) {
 	return true
 }
 
-func (p *planned) planNAT(cfg Config, h host, moved bool) {
-	var out []string
-	for _, link := range h.exits {
-		if link != p.link && !(moved && link == cfg.Uplink) {
-			out = append(out, link)
-		}
-	}
+// planNAT lets the clients out by the host's default route, which must not lead
+// back to them: over the segment's link or the NIC below it.
+func (p *planned) planNAT(cfg Config, h host, nic string) {
+	out := slices.DeleteFunc(slices.Clone(h.exits), func(link string) bool { return link == p.link || link == nic })
 	if len(out) == 0 {
-		p.cannot("nat: this host has no default route other than through %s itself: clients there have the network's own router", p.link)
+		p.cannot("nat: this host has no default route other than through %s itself: clients there have the network's own router", cmp.Or(nic, p.link))
 		return
 	}
 	for _, chain := range h.strict {

@@ -145,6 +145,38 @@ func TestParentsAddressMovesToTheServers(t *testing.T) {
 	run(t, "ping", "-c1", "-W5", "10.79.0.1")
 }
 
+// A container's macvlan is in its own namespace, where planning does not see it.
+func TestUplinkWithMacvlanOfAContainer(t *testing.T) {
+	office(t)
+	container := nettest.NewHost(t, "container")
+	run(t, "ip", strings.Fields("link add link nic0 name mv0 type macvlan mode bridge")...)
+	mv0, err := netlink.LinkByName("mv0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var there *os.File
+	container.Do(t, func() { there, err = os.Open("/proc/thread-self/ns/net") })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer there.Close()
+	if err := netlink.LinkSetNsFd(mv0, int(there.Fd())); err != nil {
+		t.Fatal(err)
+	}
+	before := network(t)
+	dir := t.TempDir()
+	s, err := Open(Config{Uplink: "nic0", NoteDir: dir})
+	if err == nil {
+		s.Close()
+	}
+	if err == nil || !strings.Contains(err.Error(), "perhaps of a container") {
+		t.Errorf("got %v", err)
+	}
+	if diff := cmp.Diff(before, network(t)); diff != "" {
+		t.Errorf("the network is not as it was:\n%s", diff)
+	}
+}
+
 // TestGuestBootsThroughAMacvtap has servers that know nothing of macvlans give
 // iPXE in a real machine an address and a script.
 func TestGuestBootsThroughAMacvtap(t *testing.T) {
