@@ -210,6 +210,9 @@ func (h *Handler) inventory() *boot.Inventory {
 // fixed returns a machine's reserved address, which is invalid when it has
 // none, or one that is no host address of this segment.
 func (h *Handler) fixed(m boot.Machine) netip.Addr {
+	if m.Addr == "" {
+		return netip.Addr{} // most machines; an error costs more
+	}
 	a, err := netip.ParseAddr(m.Addr)
 	if err != nil || !assignable(a, h.prefix) {
 		return netip.Addr{}
