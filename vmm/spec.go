@@ -8,6 +8,7 @@ import (
 	"bytes"
 	"fmt"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -301,7 +302,7 @@ func (s *Spec) check() error {
 	switch {
 	case s.Arch != "" && s.Arch != ArchAMD64 && s.Arch != ArchARM64:
 		return fmt.Errorf("architecture %q: use amd64 or arm64", s.Arch)
-	case s.Arch == ArchARM64 && s.UEFI == UEFI{} && s.Kernel == "":
+	case s.Arch == ArchARM64 && s.UEFI == UEFI{} && s.Kernel == "" && !slices.Contains(s.Extra, "-bios"):
 		return fmt.Errorf("an arm64 machine has no BIOS: name a UEFI")
 	case s.NoPXE && s.UEFI == UEFI{}:
 		return fmt.Errorf("no PXE without a UEFI: a BIOS knows nothing else")

@@ -9,13 +9,16 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/every-channel/ecboot/initramfs"
+	"github.com/every-channel/ecboot/internal/boot"
 	"github.com/every-channel/ecboot/internal/nettest"
 	"github.com/every-channel/ecboot/internal/timeline"
+	"github.com/every-channel/ecboot/vmm"
 )
 
 // Where Debian's packages put what the tests boot. The packages of the
@@ -239,14 +242,19 @@ func arm64Profile(t *testing.T, kernel string) string {
 // that Debian 12 does not have.
 func arm64System(t *testing.T) string {
 	t.Helper()
+	return arm64Profile(t, arm64Kernel(t)) +
+		fmt.Sprintf("[server]\nnbp = {uefi-arm64 = %q}\n", absolute(t, debian13+"ipxe/ipxe-arm64.efi"))
+}
+
+func arm64Kernel(t *testing.T) string {
+	t.Helper()
 	const module = "github.com/gokrazy/kernel.arm64"
 	out, err := exec.Command("go", "mod", "download", "-json", module).Output()
 	var download struct{ Dir string }
 	if err != nil || json.Unmarshal(out, &download) != nil {
 		t.Skipf("needs the module %s: %v\n%s", module, err, out)
 	}
-	return arm64Profile(t, filepath.Join(download.Dir, "vmlinuz")) +
-		fmt.Sprintf("[server]\nnbp = {uefi-arm64 = %q}\n", absolute(t, debian13+"ipxe/ipxe-arm64.efi"))
+	return filepath.Join(download.Dir, "vmlinuz")
 }
 
 // arm64Initramfs builds a small u-root once.
@@ -263,6 +271,44 @@ func arm64Initramfs(t *testing.T) string {
 }
 
 var arm64Build sync.Mutex
+
+// U-Boot asks as a UEFI, because it runs EFI programs.
+func TestFirmwareUBoot(t *testing.T) {
+	const uboot, grub = "/usr/lib/u-boot/qemu_arm64/u-boot.bin", installerARM64 + "grubaa64.efi"
+	compat(t, compatRow{"boots", "U-Boot ARM64", "its EFI: a given GRUB by TFTP, TFTP", "u-root", "userland"})
+	needGuests(t)
+	needFiles(t, "qemu-system-aarch64", uboot, grub)
+	t.Parallel()
+	nettest.Bridge(t, "uboot", "10.80.0.1/24")
+	dir := t.TempDir()
+	file := filepath.Join(dir, "ecboot.toml")
+	text := strings.Replace(arm64Profile(t, arm64Kernel(t)), "profile.test", "profile.default", 1) + fmt.Sprintf(`
+[segment.lan]
+bridge = "uboot"
+unknown = "boot"
+allow_other_dhcp = true
+
+[server]
+state_dir = %q
+nbp = {uefi-arm64 = %q}
+`, dir, grub)
+	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	s := start(t, "serve", "--config", file)
+	s.until(t, "serving")
+	// Debian's build has this address compiled in; Linux asks the card for its
+	// own, which must be the same for the boot to be one machine's.
+	mac := boot.MAC{0x52, 0x52, 0x52, 0x52, 0x52, 0x52}
+	startMachine(t, "uboot", mac, vmm.Spec{
+		Arch: vmm.ArchARM64, NICs: []vmm.NIC{{MAC: mac.HardwareAddr(), ROM: vmm.ROMNone}}, Extra: []string{"-bios", uboot},
+	})
+	var steps []timeline.Step
+	for _, stage := range s.untilUserland(t, []boot.MAC{mac})[mac] {
+		steps = append(steps, timeline.Step{Stage: stage})
+	}
+	wantStages(t, steps, "firmware.ack", timeline.TFTP, timeline.TFTP, timeline.TFTP, timeline.Userland)
+}
 
 // An EFI program that the firmware runs by itself shows on the screen, and
 // nowhere else, that it runs: memtest86+ has a blue one.

@@ -12,6 +12,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/every-channel/ecboot/images"
 	"github.com/every-channel/ecboot/initramfs"
@@ -53,7 +54,7 @@ func prepare(ctx context.Context, cfg *config.Config, log *slog.Logger) (*bootFi
 			files.sources[s] = path
 		}
 		if p.SecureBoot && files.shims == nil {
-			if err := files.findSigned(cfg.Server); err != nil {
+			if err := files.findSigned(cfg, log); err != nil {
 				return nil, fmt.Errorf("profile %s: %w", p.Name, withCode(exitEnvironment, err))
 			}
 		}
@@ -63,21 +64,26 @@ func prepare(ctx context.Context, cfg *config.Config, log *slog.Logger) (*bootFi
 
 // findSigned finds the programs of Secure Boot. For platforms that have none
 // here the machines say so when they ask.
-func (f *bootFiles) findSigned(cfg config.Server) error {
+func (f *bootFiles) findSigned(cfg *config.Config, log *slog.Logger) error {
 	f.signed, f.shims = map[string]string{}, map[boot.Platform]boot.Shim{}
 	var missing error
 	for _, p := range netroot.SecurePlatforms() {
-		chain, err := netroot.FindSigned(p, netroot.Signed{Shim: cfg.Shim[p], GRUB: cfg.GRUB[p]})
+		chain, err := netroot.FindSigned(p, netroot.Signed{Shim: cfg.Server.Shim[p], GRUB: cfg.Server.GRUB[p]})
 		if err != nil {
 			missing = cmp.Or(missing, err)
 			continue
 		}
-		http, err := netroot.FetchesHTTP(chain.GRUB)
+		grub, err := netroot.InspectGRUB(chain.GRUB)
 		if err != nil {
 			return err
 		}
+		isProxy := func(s config.Segment) bool { return s.Mode == config.ModeProxy }
+		if slices.ContainsFunc(cfg.Segments, isProxy) && !grub.FollowsProxy() {
+			log.Warn("this GRUB asks the DHCP server that gave the address for its files, not a proxy: name one of version 2.12 in [server]",
+				"platform", p, "version", grub.Version, "grub", chain.GRUB)
+		}
 		maps.Copy(f.signed, chain.Programs(p))
-		f.shims[p] = boot.Shim{Name: netroot.ShimName(p), HTTP: http}
+		f.shims[p] = boot.Shim{Name: netroot.ShimName(p), HTTP: grub.HTTP}
 	}
 	if len(f.shims) == 0 {
 		return missing

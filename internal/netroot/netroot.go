@@ -106,7 +106,8 @@ func (v *view) isOptional(name string) bool {
 	for _, pattern := range []string{
 		"revocations*.efi", "shim_certificate_*.efi", // shim
 		"*.lst", "grub.cfg-*", // GRUB
-		"autoexec.ipxe",
+		"autoexec.ipxe", // iPXE
+		"dtb",           // U-Boot, for a board that has a device tree
 	} {
 		if ok, _ := path.Match(pattern, base); ok {
 			return true

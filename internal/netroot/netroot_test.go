@@ -232,14 +232,24 @@ func TestFindSigned(t *testing.T) {
 	}
 }
 
-func TestFetchesHTTP(t *testing.T) {
+func TestInspectGRUB(t *testing.T) {
 	dir := t.TempDir()
-	for content, want := range map[string]bool{"MZ\x00tftp\x00": false, "MZ\x00GET \x00 HTTP/1.1\r\nHost: \x00": true} {
-		if got, err := FetchesHTTP(write(t, dir, "grub", content)); got != want || err != nil {
-			t.Errorf("%q: %v, %v", content, got, err)
+	for _, tt := range []struct {
+		content string
+		want    GRUB
+		proxy   bool
+	}{
+		{"MZ\x00tftp\x00sbat,1,x\ngrub,5,Free Software Foundation,grub,2.06,https://x\ngrub.debian,5,Debian,grub2,2.12-1,y\n", GRUB{"2.06", false}, false},
+		{"MZ\x00GET \x00 HTTP/1.1\r\nHost: \x00\ngrub,7,F,grub,2.12~rc1,https://x\n", GRUB{"2.12~rc1", true}, true},
+		{"grub,7,F,grub,3.0,https://x\n", GRUB{"3.0", false}, true},
+		{"MZ", GRUB{}, true},
+	} {
+		got, err := InspectGRUB(write(t, dir, "grub", tt.content))
+		if got != tt.want || err != nil || got.FollowsProxy() != tt.proxy {
+			t.Errorf("%q: %+v, follows a proxy %v, %v", tt.content, got, got.FollowsProxy(), err)
 		}
 	}
-	if _, err := FetchesHTTP(filepath.Join(dir, "none")); err == nil {
+	if _, err := InspectGRUB(filepath.Join(dir, "none")); err == nil {
 		t.Error("a missing GRUB is no error")
 	}
 }

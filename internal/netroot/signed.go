@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -105,13 +106,40 @@ func firstFile(root string, patterns []string) string {
 	return ""
 }
 
-// grubRequest is in every GRUB that has its module http.
-const grubRequest = " HTTP/1.1\r\nHost: "
+// GRUB is what a signed GRUB says of itself.
+type GRUB struct {
+	Version string // of GNU's release, such as "2.12"; empty if it does not say
+	// HTTP means that it can go on by HTTP where firmware and shim have begun
+	// with it. That of Debian 12 cannot: it knows TFTP only, and Secure Boot
+	// lets it load no more modules.
+	HTTP bool
+}
 
-// FetchesHTTP reports whether a GRUB can go on by HTTP where firmware and shim
-// have begun with it. That of Debian 12 cannot: it knows TFTP only, and Secure
-// Boot lets it load no more modules.
-func FetchesHTTP(grub string) (bool, error) {
-	program, err := os.ReadFile(grub)
-	return bytes.Contains(program, []byte(grubRequest)), err
+var (
+	// grubRequest is in every GRUB that has its module http.
+	grubRequest = []byte(" HTTP/1.1\r\nHost: ")
+	// sbat is the line of the GRUB itself in the table by which shim knows the
+	// generations of what it starts (shim, SBAT.md).
+	sbat = regexp.MustCompile(`(?m)^grub,\d+,[^,\n]*,grub,(\d[^,\n]*),`)
+)
+
+// InspectGRUB reads what a GRUB can do out of its file.
+func InspectGRUB(path string) (GRUB, error) {
+	program, err := os.ReadFile(path)
+	if err != nil {
+		return GRUB{}, err
+	}
+	g := GRUB{HTTP: bytes.Contains(program, grubRequest)}
+	if m := sbat.FindSubmatch(program); m != nil {
+		g.Version = string(m[1])
+	}
+	return g, nil
+}
+
+// FollowsProxy reports whether it fetches its files from a proxyDHCP server that
+// named it, and not from the server that gave the address: since 2.12.
+func (g GRUB) FollowsProxy() bool {
+	var major, minor int
+	_, err := fmt.Sscanf(g.Version, "%d.%d", &major, &minor)
+	return err != nil || major > 2 || major == 2 && minor >= 12
 }
