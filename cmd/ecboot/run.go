@@ -15,6 +15,7 @@ import (
 
 	"github.com/every-channel/ecboot/internal/boot"
 	"github.com/every-channel/ecboot/internal/config"
+	"github.com/every-channel/ecboot/vmm"
 )
 
 func newRunCommand(configPath *string) *cobra.Command {
@@ -124,6 +125,9 @@ func (f *guestFlags) launch(cmd *cobra.Command, cfg *config.Config, profile stri
 	}
 	ctx, stderr := cmd.Context(), cmd.ErrOrStderr()
 	log := newLogger(stderr, slog.LevelWarn)
+	if o.Arch == vmm.ArchARM64 && cfg.Profiles[profile].Kernel == config.EmbeddedKernel {
+		return withCode(exitUsage, errors.New("the system inside ecboot is for amd64: --arch arm64 needs a profile with a kernel of its own"))
+	}
 	if f.dryRun {
 		return dryRun(ctx, cmd.OutOrStdout(), o, seg.Address.Addr(), cfg.Server.HTTPPort)
 	}

@@ -41,6 +41,10 @@ func Diagnose(steps []Step, console []string) Diagnosis {
 		d.Stage, d.Cause = s.Stage, brokenTransfer(s)
 		return d
 	}
+	if why := refusedOffer(steps); why != "" && strings.HasSuffix(string(d.Stage), ".offer") {
+		d.Cause = "the server offers it nothing to boot: " + why
+		return d
+	}
 	for _, c := range causes {
 		if reached[c.after] {
 			d.Cause = c.cause
@@ -98,6 +102,17 @@ func lastTransfer(steps []Step) (Step, bool) {
 		return s, s.Failed || s.Unfinished
 	}
 	return Step{}, false
+}
+
+// refusedOffer says why a machine was given no boot file, where that is told:
+// once, however often it asks.
+func refusedOffer(steps []Step) (why string) {
+	for _, s := range steps {
+		if s.Failed && strings.HasSuffix(string(s.Stage), ".offer") {
+			_, why, _ = strings.Cut(s.Detail, "no boot file: ")
+		}
+	}
+	return why
 }
 
 func brokenTransfer(s Step) string {
