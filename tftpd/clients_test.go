@@ -135,6 +135,7 @@ func TestBlockNumbersWrap(t *testing.T) {
 			continue
 		}
 		t.Run(client.name, func(t *testing.T) {
+			t.Parallel()
 			nettest.Need(t, client.program)
 			to := filepath.Join(t.TempDir(), "wraps")
 			host.Run(t, client.program, client.args(addr.String(), "wraps", to)...)

@@ -15,9 +15,10 @@ import (
 // tick is how late a deadline may be noticed.
 const tick = 10 * time.Millisecond
 
-// loop moves transfers on, all in one goroutine. One for each of them, as is
-// usual, costs a round through Go's scheduler for every block: in lock step
-// that is half of the time.
+// loop moves transfers on, all in one goroutine, which reads their files too.
+// One for each of them, as is usual, costs a round through Go's scheduler for
+// every block, half as much again as all the rest when there is one block at a
+// time.
 type loop struct {
 	epoll  int
 	wake   int // an eventfd

@@ -55,6 +55,10 @@ type Config struct {
 // ends at 512.
 const maxRequest = 1024
 
+// requestBuffer is the room for requests that wait, in bytes as the kernel
+// counts them, about a thousand each.
+const requestBuffer = 4 << 20
+
 // maxLoops is how many cores are used at the most.
 const maxLoops = 4
 
@@ -104,7 +108,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	var err error
 	if s.lockstep, err = newLockstep(cfg, s.ctx.Done()); err != nil {
-		cfg.Logger.Debug("TFTP goes on without pin/tftp", "error", err)
+		cfg.Logger.Debug("TFTP serves everything by itself, without pin/tftp", "error", err)
 	}
 	return s, nil
 }
@@ -113,7 +117,12 @@ func (s *Server) listen() error {
 	at := netip.AddrPortFrom(s.cfg.Addr, s.cfg.Port)
 	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
 		var err error
-		if cerr := c.Control(func(fd uintptr) { err = bindLink(int(fd), s.cfg.Interface) }); cerr != nil {
+		if cerr := c.Control(func(fd uintptr) {
+			// A room full of machines is switched on at once. Without the right
+			// to more there is what everybody gets.
+			unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, requestBuffer)
+			err = bindLink(int(fd), s.cfg.Interface)
+		}); cerr != nil {
 			return cerr
 		}
 		return err
@@ -194,9 +203,6 @@ func (s *Server) Run(ctx context.Context) error {
 	defer s.conn.Close()
 	unblock := context.AfterFunc(ctx, func() { s.conn.SetReadDeadline(time.Unix(1, 0)) })
 	defer unblock()
-	if s.lockstep != nil {
-		go s.lockstep.run()
-	}
 	for range min(runtime.GOMAXPROCS(0), maxLoops) {
 		l, err := newLoop()
 		if err != nil {
@@ -206,12 +212,13 @@ func (s *Server) Run(ctx context.Context) error {
 		go l.run()
 		s.loops = append(s.loops, l)
 	}
+	if s.lockstep != nil {
+		go s.lockstep.run()
+		defer s.lockstep.close()
+	}
 	close(s.ready)
 	err := s.receive()
 	s.end(errStopping)
-	if s.lockstep != nil {
-		s.lockstep.close()
-	}
 	s.transfers.Wait()
 	if ctx.Err() != nil {
 		return nil

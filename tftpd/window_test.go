@@ -200,6 +200,34 @@ func TestWindowNumbersWrap(t *testing.T) {
 	}
 }
 
+// FuzzClient has clients that acknowledge what they like, when they like: none
+// is ever sent more than a window for a packet of its own.
+func FuzzClient(f *testing.F) {
+	f.Add(uint8(4), []byte{0, 4, 8, 10})
+	f.Add(uint8(1), []byte{0, 1, 1, 2, 2, 3, 200, 3})
+	f.Add(uint8(64), []byte{0, 10, 10, 10, 250, 10, 20})
+	f.Fuzz(func(t *testing.T, window uint8, script []byte) {
+		w := newWire(t, 5000, terms{block: 64, window: max(int(window%65), 1), accepted: []option{{"blksize", "64"}}})
+		for _, b := range script {
+			w.sent = nil
+			if b >= 200 { // silence, in steps of 5 ms
+				w.now = w.now.Add(time.Duration(b-200) * 5 * time.Millisecond)
+				if !w.x.deadline.After(w.now) && w.x.late(w.now) != nil {
+					return
+				}
+			} else if w.ack(int(b)) {
+				if w.x.t.acked != 5000 {
+					t.Errorf("done after %d bytes", w.x.t.acked)
+				}
+				return
+			}
+			if len(w.sent) > w.x.t.terms.window {
+				t.Fatalf("%d packets at once, the window is %d", len(w.sent), w.x.t.terms.window)
+			}
+		}
+	})
+}
+
 func TestSilence(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
