@@ -300,11 +300,11 @@ nbp = {uefi-arm64 = %q}
 	// Debian's build has this address compiled in; Linux asks the card for its
 	// own, which must be the same for the boot to be one machine's.
 	mac := boot.MAC{0x52, 0x52, 0x52, 0x52, 0x52, 0x52}
-	startMachine(t, "uboot", mac, vmm.Spec{
+	stop := startMachine(t, "uboot", mac, vmm.Spec{
 		Arch: vmm.ArchARM64, NICs: []vmm.NIC{{MAC: mac.HardwareAddr(), ROM: vmm.ROMNone}}, Extra: []string{"-bios", uboot},
 	})
 	var steps []timeline.Step
-	for _, stage := range s.untilUserland(t, []boot.MAC{mac})[mac] {
+	for _, stage := range s.untilUserland(t, map[boot.MAC]func(){mac: stop})[mac] {
 		steps = append(steps, timeline.Step{Stage: stage})
 	}
 	wantStages(t, steps, "firmware.ack", timeline.TFTP, timeline.TFTP, timeline.TFTP, timeline.Userland)

@@ -92,11 +92,12 @@ func startGuest(t *testing.T, bridge string, mac boot.MAC, o guestOptions) (stop
 	if err != nil {
 		t.Skip(err)
 	}
-	startMachine(t, bridge, mac, spec)
+	return startMachine(t, bridge, mac, spec)
 }
 
-// startMachine starts a machine with one NIC on a bridge until the test ends.
-func startMachine(t *testing.T, bridge string, mac boot.MAC, spec vmm.Spec) {
+// startMachine starts a machine with one NIC on a bridge until it is stopped or
+// the test ends.
+func startMachine(t *testing.T, bridge string, mac boot.MAC, spec vmm.Spec) (stop func()) {
 	t.Helper()
 	segment, err := lan.Open(lan.Config{Bridge: bridge, NoteDir: t.TempDir()})
 	if err != nil {
