@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -89,12 +88,12 @@ func (c change) make(pause func()) error {
 
 // undo undoes the change, or as much of it as was made.
 func (c change) undo() error {
-	switch c.Op {
-	case opMove:
+	switch {
+	case c.Op == opMove && c.Saved != nil:
 		return c.Saved.moveBack(c.Link, c.On)
-	case opSetting:
+	case c.Op == opSetting:
 		return restoreSetting(c.Key, c.Value, c.Old)
-	case opNAT:
+	case c.Op == opNAT && c.NAT != nil:
 		return c.NAT.remove()
 	}
 	link, err := netlink.LinkByName(c.Link)
@@ -256,24 +255,14 @@ func spanningTree(bridge netlink.Link) (on bool, err error) {
 		return false, err
 	}
 	value := replies[0][unix.SizeofIfInfomsg:]
-	for _, attr := range []uint16{unix.IFLA_LINKINFO, nl.IFLA_INFO_DATA, nl.IFLA_BR_STP_STATE} {
-		attrs, err := nl.ParseRouteAttr(value)
+	for _, kind := range []uint16{unix.IFLA_LINKINFO, nl.IFLA_INFO_DATA, nl.IFLA_BR_STP_STATE} {
+		attrs, err := parseAttrs(value)
 		if err != nil {
 			return false, err
 		}
-		value = attribute(attrs, attr)
+		value = attribute(attrs, kind)
 	}
 	return len(value) == 4 && nl.NativeEndian().Uint32(value) != 0, nil
-}
-
-// attribute is the value of an attribute, nil when it is not there.
-func attribute(attrs []syscall.NetlinkRouteAttr, kind uint16) []byte {
-	for _, a := range attrs {
-		if a.Attr.Type&attributeType == kind {
-			return a.Value
-		}
-	}
-	return nil
 }
 
 const settings = "/proc/sys/net"

@@ -150,7 +150,9 @@ func (s *Segment) Close() error {
 		s.made = nil
 	}
 	// Where this failed the watchdog tries once more.
-	return errors.Join(err, s.watchdog.release())
+	err = errors.Join(err, s.watchdog.release())
+	s.watchdog = nil
+	return err
 }
 
 // change notes a change and makes it.

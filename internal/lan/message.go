@@ -3,7 +3,6 @@ package lan
 import (
 	"errors"
 	"fmt"
-	"syscall"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -28,12 +27,41 @@ const (
 	routeHead   = unix.SizeofRtMsg
 )
 
+// attr is one attribute (struct rtattr): a length, a type and a value, padded to
+// four bytes.
+type attr struct {
+	kind  uint16 // with flags
+	value []byte
+}
+
+func parseAttrs(b []byte) (out []attr, err error) {
+	for len(b) >= unix.SizeofRtAttr {
+		size := int(nl.NativeEndian().Uint16(b))
+		if size < unix.SizeofRtAttr || size > len(b) {
+			return nil, fmt.Errorf("an attribute of %d bytes among %d", size, len(b))
+		}
+		out = append(out, attr{nl.NativeEndian().Uint16(b[2:]), b[unix.SizeofRtAttr:size]})
+		b = b[min(len(b), (size+3)&^3):]
+	}
+	return out, nil
+}
+
+// attribute is the value of an attribute, nil when it is not there.
+func attribute(attrs []attr, kind uint16) []byte {
+	for _, a := range attrs {
+		if a.kind&attributeType == kind {
+			return a.value
+		}
+	}
+	return nil
+}
+
 // attrs parses what follows the head.
-func (m message) attrs(head int) ([]syscall.NetlinkRouteAttr, error) {
+func (m message) attrs(head int) ([]attr, error) {
 	if len(m) < head {
 		return nil, errors.New("a message of the kernel is cut short")
 	}
-	return nl.ParseRouteAttr(m[head:])
+	return parseAttrs(m[head:])
 }
 
 // edit returns the message with each attribute replaced by what change returns
@@ -45,8 +73,8 @@ func (m message) edit(head int, change func(kind uint16, value []byte) []byte) (
 	}
 	out := append(message(nil), m[:head]...)
 	for _, a := range attrs {
-		if value := change(a.Attr.Type&attributeType, a.Value); value != nil {
-			out = append(out, nl.NewRtAttr(int(a.Attr.Type), value).Serialize()...)
+		if value := change(a.kind&attributeType, a.value); value != nil {
+			out = append(out, nl.NewRtAttr(int(a.kind), value).Serialize()...)
 		}
 	}
 	return out, nil

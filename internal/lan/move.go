@@ -322,7 +322,7 @@ func (m message) routeIsOver(index uint32) (bool, error) {
 
 // defaultGateway is the IPv4 gateway of a default route in the main table.
 func (m message) defaultGateway() (netip.Addr, bool) {
-	if m[0] != unix.AF_INET || m[1] != 0 || m[4] != unix.RT_TABLE_MAIN {
+	if len(m) < routeHead || m[0] != unix.AF_INET || m[1] != 0 || m[4] != unix.RT_TABLE_MAIN {
 		return netip.Addr{}, false
 	}
 	attrs, _ := m.attrs(routeHead)
@@ -334,7 +334,7 @@ func (m message) defaultGateway() (netip.Addr, bool) {
 // else has added the very route that it wants to: until the next one comes, and
 // until its own lifetime ends, another with a metric of its own does the work.
 func (m message) standIn() message {
-	if m[0] != unix.AF_INET6 || m[1] != 0 || m[5] != unix.RTPROT_RA {
+	if len(m) < routeHead || m[0] != unix.AF_INET6 || m[1] != 0 || m[5] != unix.RTPROT_RA {
 		return m
 	}
 	out, err := m.edit(routeHead, func(kind uint16, value []byte) []byte {
@@ -352,7 +352,10 @@ func (m message) standIn() message {
 
 // destination is for messages to people.
 func (m message) destination() string {
-	attrs, _ := m.attrs(routeHead)
+	attrs, err := m.attrs(routeHead)
+	if err != nil {
+		return "unreadable"
+	}
 	if ip, ok := netip.AddrFromSlice(attribute(attrs, unix.RTA_DST)); ok {
 		return netip.PrefixFrom(ip, int(m[1])).String()
 	}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,8 +19,20 @@ const (
 	noteGlob   = "lan*.json"
 )
 
+// note is what a segment has changed, so far, since the machine was started.
+type note struct {
+	Boot string   `json:"boot"`
+	Made []change `json:"made"`
+}
+
+// bootID is another one after each start of the machine.
+func bootID() string {
+	b, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return strings.TrimSpace(string(b))
+}
+
 func writeNote(path string, made []change) error {
-	b, err := json.Marshal(made)
+	b, err := json.Marshal(note{bootID(), made})
 	if err != nil {
 		return err
 	}
@@ -66,11 +79,15 @@ func sweepNote(path string) error {
 	if err != nil {
 		return err
 	}
-	var made []change
-	if err := json.Unmarshal(b, &made); err != nil {
-		return fmt.Errorf("%s: %w", path, err)
+	var n note
+	if err := json.Unmarshal(b, &n); err != nil {
+		return fmt.Errorf("%s: %w; see what it says of your links, and delete it", path, err)
 	}
-	return undoAll(path, made)
+	if n.Boot != bootID() {
+		// The network of which it speaks is gone.
+		return undoAll(path, nil)
+	}
+	return undoAll(path, n.Made)
 }
 
 // undoAll undoes changes, last first, as many as can be. The note stays until

@@ -1,14 +1,10 @@
 package lan
 
 import (
-	"bufio"
 	"bytes"
-	"context"
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -17,7 +13,6 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/every-channel/ecboot/internal/nettest"
-	"github.com/every-channel/ecboot/vmm"
 )
 
 func openParent(t *testing.T, address string) *Segment {
@@ -175,64 +170,4 @@ func TestUplinkWithMacvlanOfAContainer(t *testing.T) {
 	if diff := cmp.Diff(before, network(t)); diff != "" {
 		t.Errorf("the network is not as it was:\n%s", diff)
 	}
-}
-
-// TestGuestBootsThroughAMacvtap has servers that know nothing of macvlans give
-// iPXE in a real machine an address and a script.
-func TestGuestBootsThroughAMacvtap(t *testing.T) {
-	nettest.Need(t, "dnsmasq", vmm.DefaultQEMU(""))
-	const ipxe = "/usr/lib/ipxe/ipxe.lkrn"
-	if _, err := os.Stat(ipxe); err != nil {
-		t.Skipf("needs %s: run make deps", ipxe)
-	}
-	office(t)
-	s := openParent(t, "10.79.0.4/24")
-	tap, err := s.Tap(guestMAC)
-	if err != nil {
-		t.Fatal(err)
-	}
-	root := t.TempDir()
-	if err := os.Chmod(root, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(root, "script"), []byte("#!ipxe\nshell\n"), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-	defer cancel()
-	dnsmasq := exec.CommandContext(ctx, "dnsmasq", "--keep-in-foreground", "--log-facility=-", "--conf-file=/dev/null", "--port=0",
-		"--user=root", "--interface="+s.Interface(), "--bind-interfaces", "--dhcp-range=10.79.0.50,10.79.0.60", "--dhcp-leasefile="+filepath.Join(root, "leases"),
-		"--dhcp-option-force=175,b0:01:01", "--enable-tftp", "--tftp-root="+root, "--log-dhcp", "--pid-file")
-	log, err := dnsmasq.StderrPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := dnsmasq.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		cancel()
-		dnsmasq.Wait()
-	}()
-
-	m, err := vmm.Start(t.Context(), vmm.Spec{
-		MemoryMiB: 256, NICs: []vmm.NIC{{MAC: guestMAC[:], ROM: vmm.ROMNone}},
-		Kernel: ipxe, InitrdData: []byte("#!ipxe\nifconf -c dhcp && chain tftp://10.79.0.4/script || shell\n"),
-	}, vmm.Options{Taps: []*os.File{tap.File}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	tap.File.Close()
-	defer func() {
-		m.Kill()
-		<-m.Done()
-	}()
-	var said strings.Builder
-	for lines := bufio.NewScanner(log); lines.Scan(); {
-		said.WriteString(lines.Text() + "\n")
-		if strings.Contains(lines.Text(), "sent "+filepath.Join(root, "script")) {
-			return
-		}
-	}
-	t.Errorf("the guest has not got its script:\n%s", said.String())
 }

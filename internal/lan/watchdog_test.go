@@ -302,3 +302,23 @@ func TestSweepWhenTheWatchdogWasKilledToo(t *testing.T) {
 		}
 	}
 }
+
+func TestSweepAfterTheMachineWasStartedAgain(t *testing.T) {
+	nettest.NeedRoot(t)
+	nettest.Bridge(t, "br0", "10.1.0.1/16")
+	dir := t.TempDir()
+	// Such a note may lie where /run is kept, as in a container.
+	text := `{"boot":"another","made":[{"op":"address","link":"br0","addr":"10.1.0.1/16"}]}`
+	if err := os.WriteFile(noteFile(dir, "old"), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := Sweep(dir); err != nil {
+		t.Fatal(err)
+	}
+	if have, err := AddressOf("br0"); err != nil || !have.IsValid() {
+		t.Errorf("the note of another start was carried out: %s, %v", have, err)
+	}
+	if left, _ := filepath.Glob(dir + "/*"); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
