@@ -608,8 +608,15 @@ func FuzzReply(f *testing.F) {
 			return
 		}
 		n := testNetworks(t, relayedConfig())
-		for range 2 {
-			d := n.Decide(req, t0)
+		proxy := testNetworks(t, proxyConfig())
+		for _, decide := range []func() Decision{
+			func() Decision { return n.Decide(req, t0) },
+			func() Decision { return n.Decide(req, t0) },
+			func() Decision { return n.DecideBoot(req, ip("10.9.0.60"), t0) },
+			func() Decision { return proxy.Decide(req, t0) },
+			func() Decision { return proxy.DecideBoot(req, ip("10.77.0.60"), t0) },
+		} {
+			d := decide()
 			if d.Reply == nil {
 				continue
 			}

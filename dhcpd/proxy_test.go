@@ -17,6 +17,7 @@ var (
 	uefi     = map[uint8]string{60: "PXEClient:Arch:00007:UNDI:003016", 93: "\x00\x07"}
 	httpBoot = map[uint8]string{60: "HTTPClient:Arch:00016:UNDI:003001", 93: "\x00\x10"}
 	ipxeROM  = map[uint8]string{60: "PXEClient:Arch:00000:UNDI:002001", 77: "iPXE", 93: "\x00\x00", 175: "\x13\x01\x01\x18\x01\x01\xeb\x03\x01\x00\x00"}
+	pi       = map[uint8]string{60: "PXEClient:Arch:00041:UNDI:002001", 93: "\x00\x29"}
 	arm64    = map[uint8]string{60: "PXEClient:Arch:00011:UNDI:003016", 93: "\x00\x0b"}
 )
 
@@ -92,11 +93,16 @@ func TestProxyOptions(t *testing.T) {
 		{"BIOS", bios, dhcpv4.Options{43: {6, 1, 8, 255}, 60: []byte("PXEClient"), 66: []byte(us), 67: []byte("undionly.kpxe")}, "undionly.kpxe"},
 		{"UEFI", uefi, dhcpv4.Options{60: []byte("PXEClient"), 66: []byte(us), 67: []byte("snponly.efi")}, "snponly.efi"},
 		{"UEFI HTTP Boot", httpBoot, dhcpv4.Options{60: []byte("HTTPClient"), 67: []byte(efi)}, efi},
+		{"Raspberry Pi", pi, dhcpv4.Options{43: []byte(raspberryPiMenu), 60: []byte("PXEClient"), 66: []byte(us), 67: []byte("bootcode.bin")}, "bootcode.bin"},
 		{"iPXE", ipxeROM, dhcpv4.Options{43: {6, 1, 8, 255}, 60: []byte("PXEClient"), 66: []byte(us), 67: []byte(script)}, script},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			p := newHandler(t, proxyConfig()).Decide(ask{mac: node, message: discover, options: tt.options}.packet(), t0).Reply.Packet
+			inv := testInventory()
+			inv.NBPs = map[boot.Platform]string{boot.RaspberryPi: "bootcode.bin"}
+			cfg := proxyConfig()
+			cfg.Inventory = func() *boot.Inventory { return inv }
+			p := newHandler(t, cfg).Decide(ask{mac: node, message: discover, options: tt.options}.packet(), t0).Reply.Packet
 			tt.want[53], tt.want[54] = []byte{2}, []byte{10, 77, 0, 1}
 			if diff := cmp.Diff(tt.want, p.Options); diff != "" {
 				t.Error(diff)

@@ -239,16 +239,24 @@ func (h *Handler) bootfile(p *dhcpv4.DHCPv4, q *query, file boot.Bootfile) {
 		return
 	}
 	setString(p, dhcpv4.OptionClassIdentifier, "PXEClient")
-	if proxy && q.client.Platform() != boot.BIOS {
+	switch platform := q.client.Platform(); {
+	case platform == boot.RaspberryPi:
+		set(p, dhcpv4.OptionVendorSpecificInformation, []byte(raspberryPiMenu))
+	case proxy && platform != boot.BIOS:
 		// EDK2 drops a proxy's offer that has option 43 (edk2#6944). With
 		// option 60 alone it asks again on port 4011.
-		return
+	default:
+		// Option 60 alone would send the client on to port 4011.
+		// PXE_DISCOVERY_CONTROL 8 in option 43: skip the discovery and use
+		// the boot file (PXE 2.1, table 2-1).
+		set(p, dhcpv4.OptionVendorSpecificInformation, []byte{6, 1, 8, 255})
 	}
-	// Option 60 alone would send the client on to port 4011.
-	// PXE_DISCOVERY_CONTROL 8 in option 43: skip the discovery and use the
-	// boot file (PXE 2.1, table 2-1).
-	set(p, dhcpv4.OptionVendorSpecificInformation, []byte{6, 1, 8, 255})
 }
+
+// raspberryPiMenu is the boot menu (PXE 2.1, table 2-1: sub-options 6, 9 and 10)
+// whose words a Raspberry Pi's boot ROM looks for; it boots from no server that
+// does not say them.
+const raspberryPiMenu = "\x06\x01\x03\x0a\x04\x00PXE\x09\x14\x00\x00\x11Raspberry Pi Boot\xff"
 
 // location is the boot file's name as its client must read it.
 func (h *Handler) location(file boot.Bootfile) string {

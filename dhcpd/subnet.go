@@ -74,13 +74,19 @@ func (n *networks) find(req *dhcpv4.DHCPv4) (h *Handler, ok bool) {
 		}
 		return n.holder(addr(req.ClientIPAddr)), true
 	}
-	if h, ok = n.at(relay); !ok {
+	if h, ok = n.at(relay); !ok || !h.mayRelay(relay) {
 		return nil, false
 	}
 	if link := selectedLink(req); !link.IsUnspecified() {
 		return n.at(link)
 	}
 	return h, true
+}
+
+// mayRelay reports whether a relay of the network can have this address: the one
+// that the configuration names, or any of a host that is not ourselves.
+func (h *Handler) mayRelay(a netip.Addr) bool {
+	return assignable(a, h.prefix) || a == h.prefix.Addr() && a != h.cfg.Server.Addr()
 }
 
 // selectedLink returns the network for which a relay asks instead of that of
