@@ -28,7 +28,9 @@ func FuzzDecide(f *testing.F) {
 		if err != nil {
 			return
 		}
-		n := testNetworks(t, relayedConfig())
+		cfg := relayedConfig()
+		cfg.Options = []boot.Option{{Code: 200, Data: make([]byte, 300)}, {Code: 201, Data: make([]byte, 100)}, {Code: 202, Data: make([]byte, 40)}}
+		n := testNetworks(t, cfg)
 		most := (&query{DHCPv4: req}).maxReply()
 		for range 2 {
 			for _, d := range []Decision{n.Decide(req, t0), n.DecideBoot(req, ip("10.77.0.60"), t0)} {
