@@ -123,7 +123,7 @@ func hostile(random *rand.Rand, capture []byte) []byte {
 		b = b[:random.IntN(len(b))]
 	default: // a machine that does not exist, or one of a few that do not give up
 		binary.BigEndian.PutUint32(b[xidAt:], random.Uint32())
-		mac := []byte{2, 0, 0, 0, 0, byte(random.IntN(50))}
+		mac := []byte{2, 0, 0, 0, 0, byte(random.IntN(20))}
 		if random.IntN(2) == 0 {
 			binary.BigEndian.PutUint32(mac[1:], random.Uint32())
 		}

@@ -12,8 +12,8 @@ import (
 // How often one client may ask. A machine that boots sends some ten requests
 // within seconds; only what loops sends more than this.
 const (
-	clientBurst = 64
-	clientRate  = 16 // per second
+	clientBurst = 128
+	clientRate  = 64 // per second
 )
 
 // clientLimit keeps token buckets per MAC in tables that never grow: one for
