@@ -76,6 +76,30 @@ func TestSilentGatewayPutsEverythingBack(t *testing.T) {
 	}
 }
 
+func TestLostBridgePutsEverythingBack(t *testing.T) {
+	office(t)
+	before := network(t)
+	lost := false
+	s, err := Open(Config{Uplink: "nic0", NoteDir: t.TempDir(), pause: func() {
+		// When the NIC has nothing any more and the routes are still to
+		// be made.
+		if !lost && run(t, "ip", "-4", "addr", "show", "dev", "nic0") == "" {
+			lost = true
+			run(t, "ip", "link", "del", "ecbr-nic0")
+		}
+	}})
+	if err == nil {
+		s.Close()
+		t.Fatal("no error")
+	}
+	if !lost {
+		t.Fatalf("the bridge was not lost: %v", err)
+	}
+	if diff := cmp.Diff(before, network(t)); diff != "" {
+		t.Errorf("%v\nthe network is not as it was:\n%s", err, diff)
+	}
+}
+
 func TestGatewayThatNeverAnswersIsNoReason(t *testing.T) {
 	router := office(t)
 	router.Run(t, "ip", "addr", "del", "10.79.0.1/24", "dev", "lan0")
