@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"runtime"
 	"sync"
 	"time"
 
@@ -20,9 +21,9 @@ const tick = 10 * time.Millisecond
 // every block, half as much again as all the rest when there is one block at a
 // time.
 type loop struct {
-	epoll  int
-	wake   int // an eventfd
-	misses int // of wait, in a row
+	epoll int
+	wake  int // an eventfd
+	awake wakefulness
 
 	mu      sync.Mutex
 	sockets map[int32]*socket
@@ -93,6 +94,7 @@ func connect(from netip.Addr, link string, to netip.AddrPort) (int, error) {
 
 // run returns after close, when the last transfer has ended.
 func (l *loop) run() {
+	runtime.LockOSThread() // wakefulness is a thread's
 	events := make([]unix.EpollEvent, 64)
 	buf := make([]byte, maxRequest)
 	var scanned time.Time
@@ -120,30 +122,67 @@ func (l *loop) run() {
 }
 
 // In a network an answer often comes before a core that has gone to sleep would
-// be awake again. So the loop stays awake for it, as long as that pays: when it
-// was in vain a few times in a row, not for the next many.
+// be awake again. So the loop stays awake for it, as long as that pays. When it
+// was in vain a few times in a row, or somebody else wanted the core, it does
+// not for a while, and for twice that while the next time.
 const (
 	alert     = 100 * time.Microsecond
 	maxMisses = 8
-	dull      = 256
+	inspect   = 64 // hits until the next look at who wants the core
+	minRest   = 256
+	maxRest   = 1 << 14
 )
+
+// wakefulness is whether it pays to stay awake; all but the last are counted in
+// waits.
+type wakefulness struct {
+	hits, misses, resting int
+	rest                  int   // how long the next rest will be
+	switches              int64 // of this thread, because others wanted its core
+}
 
 // wait returns how many events there are, after timeout milliseconds at the
 // latest, or -1 for never.
 func (l *loop) wait(events []unix.EpollEvent, timeout int) int {
-	if timeout > 0 && l.misses < maxMisses {
+	w := &l.awake
+	if timeout > 0 && w.resting == 0 {
 		for end := time.Now().Add(alert); time.Now().Before(end); {
 			if n, _ := unix.EpollWait(l.epoll, events, 0); n > 0 {
-				l.misses = 0
+				w.hit()
 				return n
 			}
 		}
-	}
-	if l.misses++; l.misses > dull {
-		l.misses = 0
+		w.miss()
+	} else if w.resting > 0 {
+		w.resting--
 	}
 	n, _ := unix.EpollWait(l.epoll, events, timeout)
 	return max(n, 0) // EINTR
+}
+
+func (w *wakefulness) hit() {
+	w.misses = 0
+	if w.hits++; w.hits%inspect != 0 {
+		return
+	}
+	var u unix.Rusage
+	if unix.Getrusage(unix.RUSAGE_THREAD, &u) != nil || u.Nivcsw != w.switches {
+		w.sleep()
+	} else {
+		w.rest = 0
+	}
+	w.switches = u.Nivcsw
+}
+
+func (w *wakefulness) miss() {
+	if w.misses++; w.misses == maxMisses {
+		w.sleep()
+	}
+}
+
+func (w *wakefulness) sleep() {
+	w.rest = min(max(2*w.rest, minRest), maxRest)
+	w.misses, w.resting = 0, w.rest
 }
 
 // move reads a packet; what else has come is the next event.
