@@ -71,11 +71,12 @@ deps:
 	@$(call install,$(PROGRAMS),$(FILES))
 
 # What Debian 12 has not: iPXE for ARM64, and a signed GRUB that knows HTTP. From
-# the packages of Debian 13, which are unpacked here and not installed.
+# the packages of Debian 13, which are unpacked here and not installed, out of the
+# archive that this machine uses.
 DEBIAN13 := cmd/ecboot/testdata/debian13
 $(DEBIAN13)/done:
 	@mkdir -p $(@D) && cd $(@D) && rm -rf apt && mkdir -p apt/lists/partial apt/archives/partial && \
-	echo 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian trixie main' >apt/sources && \
+	echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $$(apt-get indextargets --format '$$(REPO_URI)' 'Created-By: Packages' 'Label: Debian' | head -n 1) trixie main" >apt/sources && \
 	set -- -qq -o Dir::Etc::SourceList=$$PWD/apt/sources -o Dir::Etc::SourceParts=/dev/null -o Dir::State::Lists=$$PWD/apt/lists -o Dir::Cache=$$PWD/apt -o APT::Sandbox::User=root && \
 	if apt-get "$$@" update && apt-get "$$@" download ipxe/trixie grub-efi-amd64-signed/trixie && \
 		for deb in *.deb; do dpkg-deb -x $$deb . || exit 1; done; \
