@@ -41,7 +41,7 @@ type Handler struct {
 	limit   clientLimit
 	held    quarantine
 
-	exhausted, limited, cut, conflicts, declined, accusations nuisance.Counter
+	exhausted, barren, limited, cut, conflicts, declined, accusations nuisance.Counter
 }
 
 // makeHandler returns a Handler for cfg.Network that goes on with these leases.

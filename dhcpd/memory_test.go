@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/every-channel/ecboot/internal/boot"
+	"github.com/every-channel/ecboot/internal/timeline"
 )
 
 // A boot is a sequence of exchanges. Whatever happens in it, no machine is given
@@ -72,11 +73,19 @@ func TestRefusalIsSaidOnce(t *testing.T) {
 	h := newHandler(t, testConfig())
 	arm := ask{mac: macA, message: discover, options: map[uint8]string{60: "PXEClient", 93: "\x00\x0b"}}
 	d := h.Decide(arm.packet(), t0)
-	if !strings.Contains(d.Warn, "no boot program for uefi-arm64") || !strings.HasSuffix(d.Told.Detail, d.Warn[strings.Index(d.Warn, "no boot program"):]) {
-		t.Errorf("warning %q, timeline %q", d.Warn, d.Told.Detail)
+	if why := "no boot program for uefi-arm64"; !strings.Contains(d.Warn, why) || !strings.Contains(d.Told.Detail, why) || d.Told.Phase != timeline.Fail {
+		t.Errorf("warning %q, timeline %+v", d.Warn, d.Told)
 	}
-	if d := h.Decide(arm.packet(), t0.Add(time.Hour)); d.Warn != "" {
-		t.Errorf("said again: %q", d.Warn)
+	if d := h.Decide(arm.packet(), t0.Add(time.Hour)); d.Warn != "" || d.Told.Phase == timeline.Fail || d.Told.Detail != "10.77.0.50" {
+		t.Errorf("said again: %q, %+v", d.Warn, d.Told)
+	}
+	// Of many machines each is in the timeline, but not in the log.
+	for i := range byte(10) {
+		arm.mac[5] = 0x20 + i
+		d := h.Decide(arm.packet(), t0.Add(time.Hour+time.Second*time.Duration(i)))
+		if d.Told.Phase != timeline.Fail || (d.Warn != "") != (i == 0) {
+			t.Errorf("machine %d: %q, %+v", i, d.Warn, d.Told)
+		}
 	}
 }
 

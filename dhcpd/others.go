@@ -251,13 +251,15 @@ func (s *Server) overhear(req *dhcpv4.DHCPv4) {
 	if s.watch == nil || req.MessageType() != dhcpv4.MessageTypeRequest || !addr(req.GatewayIPAddr).IsUnspecified() {
 		return
 	}
-	server := addr(req.Options.Get(dhcpv4.OptionServerIdentifier))
-	if !server.IsUnspecified() && server != s.cfg.Server.Addr() {
+	if server := addr(req.Options.Get(dhcpv4.OptionServerIdentifier)); !server.IsUnspecified() {
 		s.report(Other{Addr: server, Offered: addr(req.Options.Get(dhcpv4.OptionRequestedIPAddress))})
 	}
 }
 
 func (s *Server) report(o Other) {
+	if o.Addr == s.cfg.Server.Addr() {
+		return // chosen by a client, or sent on by a relay on this very network
+	}
 	first, say := s.watch.note(o, s.cfg.Now())
 	if say {
 		s.cfg.Logger.Warn("another DHCP server gives out addresses here", "server", o, "on", s.cfg.Interface)

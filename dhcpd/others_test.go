@@ -126,6 +126,7 @@ func TestWatchIsBounded(t *testing.T) {
 	lines := func() int { return strings.Count(log.String(), "another DHCP server") }
 
 	request(us)
+	s.report(Other{Addr: ip(us), MAC: macB})
 	request(other)
 	request(other)
 	if told != 1 || lines() != 1 || s.Counters().Others != 2 {

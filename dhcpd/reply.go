@@ -128,7 +128,9 @@ func (h *Handler) explain(d *Decision, e *timeline.Event, q *query, file boot.Bo
 		h.refused.put(q.mac, file.Why, q.now)
 		words = "no boot file: " + file.Why
 		e.Phase = timeline.Fail
-		d.Warn = fmt.Sprintf("%s gets no boot file: %s", q.mac, file.Why)
+		if n, say := h.barren.Note(q.now); say {
+			d.Warn = fmt.Sprintf("%s gets no boot file: %s (so far %d machines)", q.mac, file.Why, n)
+		}
 	}
 	if e.Detail != "" {
 		e.Detail += ", "

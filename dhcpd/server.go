@@ -276,6 +276,7 @@ type Counters struct {
 	Others       uint64 // packets that speak of other DHCP servers
 	Limited      uint64 // requests of clients that ask too often
 	Exhausted    uint64 // requests for which no address was free
+	NoBootfile   uint64 // machines for which there was no boot file
 	Cut          uint64 // replies that had no room for all options
 	Conflicts    uint64 // addresses on which somebody was found before they were offered
 	Declined     uint64 // addresses on which their client found somebody
@@ -298,6 +299,7 @@ func (s *Server) Counters() Counters {
 	for _, h := range s.networks.handlers {
 		c.Limited += h.limited.Total()
 		c.Exhausted += h.exhausted.Total()
+		c.NoBootfile += h.barren.Total()
 		c.Cut += h.cut.Total()
 		c.Conflicts += h.conflicts.Total()
 		c.Declined += h.declined.Total()
