@@ -41,7 +41,6 @@ type firmwareBoot struct {
 	args    []string
 	console string           // expression that its console shows at last; empty: it reports
 	stages  []timeline.Stage // on the way
-	memory  string
 }
 
 // fixed is a configuration that needs nothing done.

@@ -87,7 +87,7 @@ func findSigned(root string, p boot.Platform, s Signed) (Signed, error) {
 		missing = append(missing, "a GRUB for the network")
 	}
 	if len(missing) > 0 {
-		return s, fmt.Errorf("Secure Boot on %s needs %s: install Debian's shim-signed and grub-efi-amd64-signed, or name the files in [server]", p, strings.Join(missing, " and "))
+		return s, fmt.Errorf("for Secure Boot %s needs %s: install Debian's shim-signed and grub-efi-amd64-signed, or name the files in [server]", p, strings.Join(missing, " and "))
 	}
 	return s, nil
 }
