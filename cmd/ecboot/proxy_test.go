@@ -42,7 +42,7 @@ func TestProxyBeside(t *testing.T) {
 	for i, program := range nettest.DHCPServers {
 		t.Run(program, func(t *testing.T) {
 			for _, g := range proxyGuests {
-				compat(t, compatRow{"proxy", g.firmware, g.mode, "beside " + program, "userland"})
+				compat(t, compatRow{"proxy", g.firmware + ", " + g.mode, "beside " + program, "ecboot's own system", "userland"})
 			}
 			needGuests(t)
 			network := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 79, byte(i), 1}), 24)
