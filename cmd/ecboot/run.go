@@ -151,7 +151,8 @@ func (f *guestFlags) launch(cmd *cobra.Command, cfg *config.Config, profile stri
 	stack, err := openStack(ctx, stackConfig{
 		Segments: []config.Segment{seg}, Server: cfg.Server, Files: files,
 		Inventory: func(config.Segment) *boot.Inventory { return inventory },
-		LeaseFile: func(string) string { return run.file(leaseFileName) }, NoteDir: run.path, CertificateDir: certificateDir(cfg), Log: log,
+		LeaseFile: func(string) string { return run.file(leaseFileName) }, NoteDir: run.path, CertificateDir: certificateDir(cfg),
+		Log: log, Say: func(what string) { fmt.Fprintln(stderr, what) },
 	})
 	if err != nil {
 		return err

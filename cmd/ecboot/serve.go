@@ -71,7 +71,8 @@ func serve(ctx context.Context, configPath string, cfg *config.Config, segments 
 	stack, err := openStack(ctx, stackConfig{
 		Segments: segments, Server: cfg.Server, Files: files,
 		Inventory: func(seg config.Segment) *boot.Inventory { return files.inventory(cfg, seg) },
-		LeaseFile: func(segment string) string { return leaseFile(cfg, segment) }, NoteDir: run.path, CertificateDir: certificateDir(cfg), Log: log,
+		LeaseFile: func(segment string) string { return leaseFile(cfg, segment) }, NoteDir: run.path, CertificateDir: certificateDir(cfg),
+		Log: log, Say: func(what string) { fmt.Fprintln(stderr, what) },
 	})
 	if err != nil {
 		return err

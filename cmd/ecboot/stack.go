@@ -79,6 +79,7 @@ type stackConfig struct {
 	// to be HTTPS and no certificate is given.
 	CertificateDir string
 	Log            *slog.Logger
+	Say            func(string) // tells what takes its time
 }
 
 // openStack opens the segments and binds every server, so that whatever is in
@@ -101,6 +102,10 @@ func openStack(ctx context.Context, cfg stackConfig) (_ *stack, err error) {
 	}
 	var look errgroup.Group
 	for _, one := range s.segments {
+		if !one.mustLookAround() {
+			continue
+		}
+		cfg.Say("looking for other DHCP servers on " + one.lan.Interface())
 		look.Go(func() error { return one.lookAround(ctx, cfg.Log) })
 	}
 	if err := look.Wait(); err != nil {
@@ -117,12 +122,14 @@ func openStack(ctx context.Context, cfg stackConfig) (_ *stack, err error) {
 	return s, nil
 }
 
+// mustLookAround reports whether it matters if there are other DHCP servers.
+func (s *segment) mustLookAround() bool {
+	return !s.Private() && s.Mode != config.ModeOff && (s.Mode == config.ModeProxy || !s.AllowOtherDHCP)
+}
+
 // lookAround looks for other DHCP servers on a network that others use: beside
 // one a second harms the network, and without one a proxy is of no use.
 func (s *segment) lookAround(ctx context.Context, log *slog.Logger) error {
-	if s.Private() || s.Mode == config.ModeOff || s.Mode == config.ModeServer && s.AllowOtherDHCP {
-		return nil
-	}
 	others, err := dhcpd.FindOthers(ctx, s.lan.Interface())
 	switch {
 	case err != nil:
