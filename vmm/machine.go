@@ -33,7 +33,7 @@ type Options struct {
 }
 
 const (
-	startTimeout = 30 * time.Second // for QEMU's monitor to answer
+	startTimeout = time.Minute // for QEMU's monitor to answer, on a machine that others keep busy
 	defaultGrace = 10 * time.Second
 	quitTimeout  = 5 * time.Second
 	// drainTimeout is how long the console and the monitor may outlive
