@@ -203,7 +203,9 @@ func (h *Handler) inventory() *boot.Inventory {
 		}
 	}
 	h.table.reserve(reserved)
-	h.kept = min(machines, h.table.size/4)
+	// A neighbour may decline some in a machine's name before it is no longer
+	// believed.
+	h.kept = min(machines*(1+maxAccused), h.table.size/4)
 	return inv
 }
 
