@@ -156,7 +156,22 @@ func office(t *testing.T) *nettest.Host {
 	} {
 		run(t, "ip", strings.Fields(args)...)
 	}
+	settle(t, "nic0", 2)
 	return router
+}
+
+// settle waits until the kernel, which does that on its own time, has made all
+// of a link's IPv6 addresses usable, and their local routes.
+func settle(t *testing.T, link string, addresses int) {
+	t.Helper()
+	for range 2000 {
+		tentative := run(t, "ip", "-6", "addr", "show", "dev", link, "tentative")
+		local := run(t, "ip", "-6", "route", "show", "table", "local", "dev", link)
+		if tentative == "" && strings.Count(local, "local ") >= addresses {
+			return
+		}
+	}
+	t.Fatalf("the IPv6 addresses of %s never became usable", link)
 }
 
 func run(t *testing.T, program string, args ...string) string {
