@@ -185,7 +185,8 @@ func appendOption(b []byte, code uint8, value []byte) []byte {
 }
 
 // own puts the configured options in place of what would be sent otherwise: the
-// network's, then the machine's. They are sent to everybody, asked for or not.
+// network's, then the machine's. They are sent to everybody, asked for or not, but
+// for vendors' own options, which are for operating systems only.
 // Boot file and server are for firmware only: an iPXE that was loaded by them
 // still gets its script.
 func (h *Handler) own(p *dhcpv4.DHCPv4, q *query) {
@@ -193,6 +194,12 @@ func (h *Handler) own(p *dhcpv4.DHCPv4, q *query) {
 		for _, o := range list {
 			code := dhcpv4.GenericOptionCode(o.Code)
 			switch code.Code() {
+			case dhcpv4.OptionVendorSpecificInformation.Code(), 175:
+				// Another vendor's: in a boot program's offer they steer
+				// the boot (PXE 2.1 §2.2, iPXE), which is ours.
+				if q.client.Kind != boot.KindOS {
+					continue
+				}
 			case dhcpv4.OptionBootfileName.Code():
 				if q.client.Kind == boot.KindIPXE {
 					continue

@@ -172,3 +172,28 @@ func TestOverloadedRequest(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// A network's option 43 is for the devices of some vendor. In an offer to
+// firmware it would send the boot elsewhere.
+func TestVendorOptionsLeaveBootsAlone(t *testing.T) {
+	cfg := testConfig()
+	cfg.Options = []boot.Option{{Code: 43, Data: []byte("vendor")}}
+	h := newHandler(t, cfg)
+	offer := func(mac boot.MAC, class string) []byte {
+		p := ask{mac: mac, message: discover}.packet()
+		if class != "" {
+			p.UpdateOption(dhcpv4.OptClassIdentifier(class))
+		}
+		d := h.Decide(p, t0)
+		if d.Reply == nil {
+			t.Fatalf("no offer for %q", class)
+		}
+		return d.Reply.Packet.Options[43]
+	}
+	if got := offer(macA, ""); string(got) != "vendor" {
+		t.Errorf("an operating system got %q", got)
+	}
+	if got := offer(node, "PXEClient:Arch:00000:UNDI:002001"); string(got) == "vendor" {
+		t.Error("firmware got another vendor's option 43")
+	}
+}
