@@ -16,14 +16,21 @@ import (
 // tick is how late a deadline may be noticed.
 const tick = 10 * time.Millisecond
 
+const (
+	anywhere = -1
+	inspect  = 16 // packets until the next look at where they arrive
+)
+
 // loop moves transfers on, all in one goroutine, which reads their files too.
 // One for each of them, as is usual, costs a round through Go's scheduler for
 // every block, half as much again as all the rest when there is one block at a
 // time.
 type loop struct {
-	epoll int
-	wake  int // an eventfd
-	awake wakefulness
+	epoll   int
+	wake    int         // an eventfd
+	home    unix.CPUSet // the cores that this thread may use
+	cpu     int         // the one that it is kept to, or anywhere
+	packets int
 
 	mu      sync.Mutex
 	sockets map[int32]*socket
@@ -45,7 +52,7 @@ func newLoop() (*loop, error) {
 	if err != nil {
 		return nil, fmt.Errorf("epoll: %w", err)
 	}
-	l := &loop{epoll: epoll, sockets: map[int32]*socket{}}
+	l := &loop{epoll: epoll, cpu: anywhere, sockets: map[int32]*socket{}}
 	if l.wake, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err == nil {
 		err = unix.EpollCtl(epoll, unix.EPOLL_CTL_ADD, l.wake, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(l.wake)})
 	}
@@ -94,20 +101,22 @@ func connect(from netip.Addr, link string, to netip.AddrPort) (int, error) {
 
 // run returns after close, when the last transfer has ended.
 func (l *loop) run() {
-	runtime.LockOSThread() // wakefulness is a thread's
+	runtime.LockOSThread() // where to run is a thread's, and ends with it
+	l.findHome()
 	events := make([]unix.EpollEvent, 64)
 	buf := make([]byte, maxRequest)
 	var scanned time.Time
 	for {
 		timeout := -1
-		if l.active() {
+		if l.count() > 0 {
 			timeout = int(tick / time.Millisecond)
 		} else if l.closed() {
 			unix.Close(l.epoll)
 			unix.Close(l.wake)
 			return
 		}
-		n := l.wait(events, timeout)
+		n, _ := unix.EpollWait(l.epoll, events, timeout)
+		n = max(n, 0) // EINTR
 		now := time.Now()
 		for _, e := range events[:n] {
 			if k := l.socket(e.Fd); k != nil {
@@ -116,73 +125,40 @@ func (l *loop) run() {
 		}
 		if now.Sub(scanned) >= tick {
 			scanned = now
-			l.scan(now)
+			l.scan(buf, now)
 		}
 	}
 }
 
-// In a network an answer often comes before a core that has gone to sleep would
-// be awake again. So the loop stays awake for it, as long as that pays. When it
-// was in vain a few times in a row, or somebody else wanted the core, it does
-// not for a while, and for twice that while the next time.
-const (
-	alert     = 100 * time.Microsecond
-	maxMisses = 8
-	inspect   = 64 // hits until the next look at who wants the core
-	minRest   = 256
-	maxRest   = 1 << 14
-)
-
-// wakefulness is whether it pays to stay awake; all but the last are counted in
-// waits.
-type wakefulness struct {
-	hits, misses, resting int
-	rest                  int   // how long the next rest will be
-	switches              int64 // of this thread, because others wanted its core
-}
-
-// wait returns how many events there are, after timeout milliseconds at the
-// latest, or -1 for never.
-func (l *loop) wait(events []unix.EpollEvent, timeout int) int {
-	w := &l.awake
-	if timeout > 0 && w.resting == 0 {
-		for end := time.Now().Add(alert); time.Now().Before(end); {
-			if n, _ := unix.EpollWait(l.epoll, events, 0); n > 0 {
-				w.hit()
-				return n
-			}
-		}
-		w.miss()
-	} else if w.resting > 0 {
-		w.resting--
+// findHome is called once, by the thread that runs the loop.
+func (l *loop) findHome() {
+	if unix.SchedGetaffinity(0, &l.home) != nil {
+		l.home = unix.CPUSet{} // and so anywhere
 	}
-	n, _ := unix.EpollWait(l.epoll, events, timeout)
-	return max(n, 0) // EINTR
 }
 
-func (w *wakefulness) hit() {
-	w.misses = 0
-	if w.hits++; w.hits%inspect != 0 {
+// settle lets this thread run where the packets of its only transfer arrive: to
+// be woken by another core takes longer than all else that a block costs. With
+// several transfers it seldom sleeps, and runs where there is room.
+func (l *loop) settle(k *socket) {
+	cpu := anywhere
+	if l.count() == 1 {
+		var err error
+		if cpu, err = unix.GetsockoptInt(k.fd, unix.SOL_SOCKET, unix.SO_INCOMING_CPU); err != nil || !l.home.IsSet(cpu) {
+			cpu = anywhere
+		}
+	}
+	if cpu == l.cpu {
 		return
 	}
-	var u unix.Rusage
-	if unix.Getrusage(unix.RUSAGE_THREAD, &u) != nil || u.Nivcsw != w.switches {
-		w.sleep()
-	} else {
-		w.rest = 0
+	set := l.home
+	if cpu != anywhere {
+		set = unix.CPUSet{}
+		set.Set(cpu)
 	}
-	w.switches = u.Nivcsw
-}
-
-func (w *wakefulness) miss() {
-	if w.misses++; w.misses == maxMisses {
-		w.sleep()
+	if unix.SchedSetaffinity(0, &set) == nil {
+		l.cpu = cpu
 	}
-}
-
-func (w *wakefulness) sleep() {
-	w.rest = min(max(2*w.rest, minRest), maxRest)
-	w.misses, w.resting = 0, w.rest
 }
 
 // move reads a packet; what else has come is the next event.
@@ -203,6 +179,9 @@ func (l *loop) move(k *socket, buf []byte, now time.Time) {
 		return
 	}
 	done := false
+	if l.packets++; l.packets%inspect == 0 {
+		l.settle(k)
+	}
 	if err == nil {
 		done, err = k.x.receive(buf[:n], now)
 	}
@@ -212,7 +191,7 @@ func (l *loop) move(k *socket, buf []byte, now time.Time) {
 }
 
 // scan looks for transfers that are late, or must end.
-func (l *loop) scan(now time.Time) {
+func (l *loop) scan(buf []byte, now time.Time) {
 	l.mu.Lock()
 	var due []*socket
 	for _, k := range l.sockets {
@@ -225,6 +204,8 @@ func (l *loop) scan(now time.Time) {
 		err := context.Cause(k.x.t.ctx)
 		if err == nil {
 			err = k.x.late(now)
+		} else if k.begun {
+			l.move(k, buf, now) // what the client has said in time counts
 		}
 		if err != nil {
 			l.end(k, err)
@@ -293,10 +274,10 @@ func (l *loop) socket(fd int32) *socket {
 	return l.sockets[fd]
 }
 
-func (l *loop) active() bool {
+func (l *loop) count() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return len(l.sockets) > 0
+	return len(l.sockets)
 }
 
 func (l *loop) closed() bool {
