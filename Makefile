@@ -103,7 +103,7 @@ $(ATFTPD)/usr/sbin/atftpd:
 
 # The peers of the benchmarks.
 deps-bench: deps $(ATFTPD)/usr/sbin/atftpd
-	@$(call install,in.tftpd:tftpd-hpa dnsmasq:dnsmasq-base nginx:nginx-light perfdhcp:kea-admin kea-dhcp4:kea-dhcp4-server)
+	@$(call install,in.tftpd:tftpd-hpa dnsmasq:dnsmasq-base nginx:nginx-light perfdhcp:kea-admin kea-dhcp4:kea-dhcp4-server curl:curl)
 
 # install PROGRAM:PACKAGE…, FILE:PACKAGE…: install the packages whose program or
 # file is missing, without starting their services.

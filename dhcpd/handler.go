@@ -48,7 +48,7 @@ type Handler struct {
 // The configuration has its defaults.
 func makeHandler(cfg Config, prefix netip.Prefix, leases []Lease) *Handler {
 	table := newTable(prefix, cfg.Pool, leases)
-	search, _ := encodeSearch(cfg.Search) // checked with the configuration
+	search, _ := boot.DomainList(cfg.Search) // checked with the configuration
 	return &Handler{
 		cfg:     cfg,
 		prefix:  prefix,

@@ -6,11 +6,9 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"github.com/every-channel/ecboot/internal/boot"
 	"github.com/insomniacslk/dhcp/dhcpv4"
-	"github.com/insomniacslk/dhcp/rfc1035label"
 )
 
 // Route is one classless static route (RFC 3442).
@@ -226,8 +224,8 @@ func (h *Handler) own(p *dhcpv4.DHCPv4, q *query) {
 // options, if anything.
 func (c Network) checkOptions() error {
 	for _, name := range c.Search {
-		if _, err := encodeSearch([]string{name}); err != nil {
-			return err
+		if _, err := boot.DomainList([]string{name}); err != nil {
+			return fmt.Errorf("search domain %w such as lab.example", err)
 		}
 	}
 	for _, r := range c.Routes {
@@ -243,17 +241,6 @@ func (c Network) checkOptions() error {
 		}
 	}
 	return nil
-}
-
-// encodeSearch makes option 119 (RFC 3397), without its compression.
-func encodeSearch(names []string) ([]byte, error) {
-	for _, name := range names {
-		if len(name) > 253 || slices.ContainsFunc(strings.Split(name, "."), func(label string) bool { return label == "" || len(label) > 63 }) {
-			return nil, fmt.Errorf("the search domain %q is no domain name such as lab.example", name)
-		}
-	}
-	l := rfc1035label.Labels{Labels: names}
-	return l.ToBytes(), nil
 }
 
 // encodeRoutes makes option 121. A client that understands it ignores option 3,

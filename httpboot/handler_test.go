@@ -494,7 +494,7 @@ func (s *socket) SetWriteDeadline(time.Time) error {
 
 func TestFilesReachTheSocketAsFiles(t *testing.T) {
 	s, events := handler(t)
-	const chunks = 3 // of 256 kB, 512 kB and what is left
+	const chunks = 3 // of 256 kB, 1 MB and what is left
 	w := &socket{ResponseRecorder: httptest.NewRecorder()}
 	s.ServeHTTP(w, request(t, "GET", "/profile/default/vmlinuz"))
 	if w.files != chunks || w.deadlines != chunks || w.Body.Len() != kernelSize {
@@ -505,7 +505,7 @@ func TestFilesReachTheSocketAsFiles(t *testing.T) {
 	w = &socket{ResponseRecorder: httptest.NewRecorder(), failAfter: 2}
 	s.ServeHTTP(w, request(t, "GET", "/profile/default/vmlinuz"))
 	got := events.take()
-	if len(got) != 2 || got[1].Phase != timeline.Fail || got[1].Detail != "vmlinuz ended after 786432 of 1500000 bytes: i/o timeout" {
+	if len(got) != 2 || got[1].Phase != timeline.Fail || got[1].Detail != "vmlinuz ended after 1310720 of 1500000 bytes: i/o timeout" {
 		t.Errorf("%+v", got)
 	}
 }
@@ -516,7 +516,7 @@ func TestChunksGrowForQuickClients(t *testing.T) {
 		took time.Duration
 		want int64
 	}{
-		{minChunk, time.Millisecond, 2 * minChunk},
+		{minChunk, time.Millisecond, 4 * minChunk},
 		{maxChunk, time.Millisecond, maxChunk},
 		{4 * minChunk, progressPause, 4 * minChunk},
 		{maxChunk, 2 * time.Second, minChunk},

@@ -27,7 +27,7 @@ const (
 func nextChunk(size int64, took time.Duration) int64 {
 	switch {
 	case took < progressPause:
-		return min(2*size, maxChunk)
+		return min(4*size, maxChunk)
 	case took > 10*progressPause:
 		return minChunk
 	}

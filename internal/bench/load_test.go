@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -59,6 +60,32 @@ func (l load) run(b *testing.B, from *nettest.Host) (r loadResult) {
 	}
 	if err := json.Unmarshal(out, &r); err != nil {
 		b.Fatalf("load: %v\n%s", err, out)
+	}
+	return r
+}
+
+// curl has curl be the only client.
+func (l load) curl(b *testing.B, from *nettest.Host) (r loadResult) {
+	b.Helper()
+	from.Run(b, "ip", "addr", "replace", l.First.String(), "dev", l.Link)
+	var config strings.Builder
+	for range l.Fetches {
+		fmt.Fprintf(&config, "url = http://%s%s\noutput = /dev/null\n", l.Server, l.Path)
+	}
+	cmd := from.Command(context.Background(), "curl", "--fail", "--silent", "--show-error", "--write-out", "%{size_download}\n", "--config", "-")
+	cmd.Stdin = strings.NewReader(config.String())
+	start := time.Now()
+	out, err := cmd.CombinedOutput()
+	r.Seconds = time.Since(start).Seconds()
+	if err != nil {
+		b.Fatalf("curl: %v\n%s", err, out)
+	}
+	for _, size := range strings.Fields(string(out)) {
+		n, err := strconv.ParseInt(size, 10, 64)
+		if err != nil {
+			b.Fatalf("curl: %s", out)
+		}
+		r.Bytes += n
 	}
 	return r
 }
