@@ -52,6 +52,7 @@ var layers = []layer{
 	{pkg: "initramfs", why: whyPart},
 	{pkg: "internal/lan", why: whyPart},
 	{pkg: "internal/zfs", why: whyPart},
+	{pkg: "internal/nspawn", why: whyPart},
 	{pkg: "internal/doctor", why: whyPart},
 	{pkg: "internal/netroot", ours: []string{"internal/boot"}, why: whyServer + "; it is what two of them serve"},
 	{pkg: "internal/config", ours: []string{"internal/boot"},

@@ -1,0 +1,105 @@
+package nspawn
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Where control groups are mounted: the first with cgroup v2 only, the others
+// where v1 is beside it.
+const (
+	cgroups        = "/sys/fs/cgroup"
+	unifiedCgroups = "/sys/fs/cgroup/unified"
+	systemdCgroups = "/sys/fs/cgroup/systemd"
+)
+
+func onlyUnified() bool {
+	var st unix.Statfs_t
+	return unix.Statfs(cgroups, &st) == nil && st.Type == unix.CGROUP2_SUPER_MAGIC
+}
+
+// openCgroup opens the container's cgroup, if it has one, and sets its limits.
+func openCgroup(dir string, limits Limits) (*os.File, error) {
+	if dir == "" {
+		switch {
+		case limits != Limits{}:
+			return nil, errors.New("limits need a cgroup (v2) of the container's own")
+		case onlyUnified():
+			return nil, errors.New("a container needs a cgroup of its own on this host, which has cgroup v2 only")
+		}
+		return nil, nil
+	}
+	for _, l := range []struct {
+		controller, file, value string
+		set                     bool
+	}{
+		{"memory", "memory.max", strconv.Itoa(limits.MemoryMiB << 20), limits.MemoryMiB > 0},
+		{"cpu", "cpu.max", strconv.Itoa(limits.CPUPercent*1000) + " 100000", limits.CPUPercent > 0}, // µs of each 100 ms
+		{"pids", "pids.max", strconv.Itoa(limits.Tasks), limits.Tasks > 0},
+	} {
+		if !l.set {
+			continue
+		}
+		f, err := os.OpenFile(filepath.Join(dir, l.file), os.O_WRONLY, 0)
+		if errors.Is(err, os.ErrNotExist) {
+			return nil, fmt.Errorf("limit: %w: write +%s to %s first", err, l.controller, filepath.Join(filepath.Dir(dir), "cgroup.subtree_control"))
+		}
+		if err == nil {
+			_, err = f.WriteString(l.value)
+			err = errors.Join(err, f.Close())
+		}
+		if err != nil {
+			return nil, fmt.Errorf("limit: %w", err)
+		}
+	}
+	return os.Open(dir)
+}
+
+// Sweep removes the empty cgroups that nspawn has made for a container and left
+// when it was killed: below Options.Cgroup, or below those of this process if
+// that is empty. What is in use stays.
+func Sweep(cgroup string) {
+	var dirs []string
+	twin := ""
+	if cgroup == "" {
+		own, _ := os.ReadFile("/proc/self/cgroup")
+		dirs = cgroupDirs(string(own))
+	} else {
+		dirs = []string{cgroup}
+		if rel, ok := strings.CutPrefix(cgroup, unifiedCgroups+"/"); ok {
+			// nspawn makes the same in the other hierarchy.
+			twin = filepath.Join(systemdCgroups, rel)
+			dirs = append(dirs, twin)
+		}
+	}
+	for _, dir := range dirs {
+		for _, name := range []string{"payload", "supervisor"} {
+			_ = unix.Rmdir(filepath.Join(dir, name))
+		}
+	}
+	if twin != "" {
+		_ = unix.Rmdir(twin)
+	}
+}
+
+// cgroupDirs are where nspawn works in the cgroups of a process, as
+// /proc/PID/cgroup lists them.
+func cgroupDirs(list string) (dirs []string) {
+	for line := range strings.Lines(list) {
+		f := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		switch {
+		case len(f) < 3:
+		case f[1] == "name=systemd":
+			dirs = append(dirs, filepath.Join(systemdCgroups, f[2]))
+		case f[0] == "0":
+			dirs = append(dirs, filepath.Join(unifiedCgroups, f[2]))
+		}
+	}
+	return dirs
+}
