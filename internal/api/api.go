@@ -6,6 +6,7 @@ package api
 import (
 	"encoding/json"
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/every-channel/ecboot/internal/boot"
@@ -44,23 +45,37 @@ type Machine struct {
 }
 
 // Backend is what a server does for its clients. All may be called at the same
-// time; none may be nil.
+// time; only Guests may be nil, in a process that runs none.
 type Backend struct {
 	Status  func() Status
 	Reload  func() error                                // reads the configuration again
 	Release func(segment string, addr netip.Addr) error // frees a lease
 	Wake    func(segment string, mac boot.MAC) error    // empty: on every segment
+	Guests  Guests
 }
 
 // failure is the body of an answer that is not 2xx.
 type failure struct {
-	Error string `json:"error"`
+	Error  string `json:"error"`
+	Reason string `json:"reason,omitempty"` // of the keys of reasons
 }
 
-func decodeFailure(body []byte) string {
+// reasons are the errors that clients tell apart.
+var reasons = map[string]error{"not found": ErrNotFound, "busy": ErrBusy}
+
+// remoteError is what the server said went wrong.
+type remoteError struct {
+	text   string
+	reason error // nil: none of reasons
+}
+
+func (e *remoteError) Error() string { return e.text }
+func (e *remoteError) Unwrap() error { return e.reason }
+
+func decodeFailure(body []byte) error {
 	var f failure
 	if json.Unmarshal(body, &f) == nil && f.Error != "" {
-		return f.Error
+		return &remoteError{f.Error, reasons[f.Reason]}
 	}
-	return string(body)
+	return &remoteError{strings.TrimSpace(string(body)), nil}
 }

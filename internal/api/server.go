@@ -24,7 +24,7 @@ type Server struct {
 	ready    chan struct{}
 }
 
-// Listen makes the socket, for its owner alone.
+// Listen makes the socket, for its owner alone; Share lets others in.
 func Listen(path string, b Backend) (*Server, error) {
 	l, err := net.Listen("unix", path)
 	if err != nil {
@@ -41,6 +41,15 @@ func Listen(path string, b Backend) (*Server, error) {
 	}, nil
 }
 
+// Share lets the members of a group use the socket: they may do everything.
+func (s *Server) Share(gid int) error {
+	path := s.listener.Addr().String()
+	if err := errors.Join(os.Chown(path, -1, gid), os.Chmod(path, 0o660)); err != nil {
+		return fmt.Errorf("control socket: %w", err)
+	}
+	return nil
+}
+
 // String names the server.
 func (s *Server) String() string { return "control on " + s.listener.Addr().String() }
 
@@ -52,6 +61,8 @@ func (s *Server) Run(ctx context.Context) error {
 	defer s.listener.Close()
 	stop := context.AfterFunc(ctx, func() { s.http.Close() })
 	defer stop()
+	// What clients wait for ends with the server, consoles included.
+	s.http.BaseContext = func(net.Listener) context.Context { return ctx }
 	close(s.ready)
 	if err := s.http.Serve(s.listener); ctx.Err() == nil {
 		return err
@@ -62,8 +73,7 @@ func (s *Server) Run(ctx context.Context) error {
 func handler(b Backend) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Content-Type", "application/json")
-		json.NewEncoder(w).Encode(b.Status())
+		answerJSON(w, b.Status())
 	})
 	mux.HandleFunc("POST /v1/reload", func(w http.ResponseWriter, r *http.Request) { answer(w, b.Reload()) })
 	mux.HandleFunc("DELETE /v1/leases/{segment}/{address}", func(w http.ResponseWriter, r *http.Request) {
@@ -80,6 +90,7 @@ func handler(b Backend) http.Handler {
 		}
 		answer(w, err)
 	})
+	guestRoutes(mux, b.Guests)
 	return mux
 }
 
@@ -87,14 +98,20 @@ func handler(b Backend) http.Handler {
 var ErrNotFound = errors.New("not found")
 
 func answer(w http.ResponseWriter, err error) {
-	switch {
-	case err == nil:
+	if err == nil {
 		w.WriteHeader(http.StatusNoContent)
 		return
-	case errors.Is(err, ErrNotFound):
-		w.WriteHeader(http.StatusNotFound)
-	default:
-		w.WriteHeader(http.StatusConflict)
 	}
-	json.NewEncoder(w).Encode(failure{err.Error()})
+	f, status := failure{Error: err.Error()}, http.StatusConflict
+	for reason, is := range reasons {
+		if errors.Is(err, is) {
+			f.Reason = reason
+		}
+	}
+	if errors.Is(err, ErrNotFound) {
+		status = http.StatusNotFound
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	json.NewEncoder(w).Encode(f)
 }
