@@ -33,6 +33,14 @@ func (s *Segment) follow() error {
 	return nil
 }
 
+// unfollow ends follow. The caller holds the lock.
+func (s *Segment) unfollow() {
+	if s.stop != nil {
+		close(s.stop)
+		s.stop = nil
+	}
+}
+
 func (s *Segment) followUpdates(nic int, updates <-chan netlink.AddrUpdate, stop <-chan struct{}) {
 	var settled <-chan time.Time
 	for {
@@ -76,7 +84,7 @@ func (s *Segment) moveAgain(stop <-chan struct{}) {
 		return
 	}
 	c.Saved.merge(b)
-	if err := writeNote(s.note, s.made); err != nil {
+	if err := s.save(); err != nil {
 		return
 	}
 	_ = b.relocate(c.Link, c.On, func() {})

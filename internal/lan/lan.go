@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -57,31 +58,65 @@ type Config struct {
 	// under the host's address.
 	NAT bool
 
-	// NoteDir is an existing directory for the note of what must be undone.
+	// NoteDir is an existing directory for the note of what must be undone. A
+	// later process with the same NoteDir takes over what is left there.
 	NoteDir string
 
 	// pause is called before and after each change, in tests only.
 	pause func()
 }
 
+// private reports whether the segment is in a namespace of its own.
+func (c Config) private() bool {
+	return c.Interface == "" && c.Bridge == "" && c.Uplink == "" && c.Parent == ""
+}
+
 // Segment is an open network segment.
 type Segment struct {
-	link     netlink.Link // of the servers
-	parent   string       // of the guests' macvtaps; empty: they have taps
-	noPorts  string       // why there is no room for guests; empty: there is
-	address  netip.Prefix
-	warnings []string
-	pause    func()
+	opened *opened
+	link   netlink.Link // of the servers
+	pause  func()
 
 	mu       sync.Mutex // held while something changes
 	made     []change
 	note     string // empty when nothing outlives the namespace
-	watchdog *watchdog
+	owner    process
+	watchdog *watchdog // nil as long as there is nothing to undo
+	held     []process
+	closing  bool          // what is noted is to be undone, not to be continued
 	stop     chan struct{} // ends follow; nil when it does not run
 }
 
-// Open makes or joins the segment. When it fails, nothing that it made is left.
+func newSegment(cfg Config) *Segment {
+	s := &Segment{pause: cfg.pause}
+	if s.pause == nil {
+		s.pause = func() {}
+	}
+	if !cfg.private() {
+		s.note = noteFile(cfg.NoteDir, cfg.Name)
+	}
+	return s
+}
+
+// Open makes or joins the segment, or takes over what a process that is gone has
+// left of it. When it fails, nothing that it made is left.
 func Open(cfg Config) (*Segment, error) {
+	s, err := open(cfg)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.follow(); err != nil {
+		return nil, errors.Join(err, s.Leave())
+	}
+	return s, nil
+}
+
+func open(cfg Config) (*Segment, error) {
+	if !cfg.private() {
+		if s, err := takeOver(cfg); s != nil || err != nil {
+			return s, err
+		}
+	}
 	h, err := readHost()
 	if err != nil {
 		return nil, fmt.Errorf("look at the network: %w", err)
@@ -90,13 +125,7 @@ func Open(cfg Config) (*Segment, error) {
 	if err := p.err(); err != nil {
 		return nil, err
 	}
-	s := &Segment{parent: p.parent, noPorts: p.noPorts, address: p.address, warnings: p.warnings, pause: cfg.pause}
-	if s.pause == nil {
-		s.pause = func() {}
-	}
-	if !p.private {
-		s.note = noteFile(cfg.NoteDir, cfg.Name)
-	}
+	s := newSegment(cfg)
 	// Before the first change, so that nothing is touched if one of them
 	// could not be undone.
 	for i := range p.changes {
@@ -112,23 +141,31 @@ func Open(cfg Config) (*Segment, error) {
 	if s.link, err = netlink.LinkByName(p.link); err != nil {
 		return nil, errors.Join(fmt.Errorf("%s: %w", p.link, err), s.Close())
 	}
-	if err := s.follow(); err != nil {
+	if err := s.isOpen(&opened{cfg, p.link, p.parent, p.noPorts, p.address, p.warnings}); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil
+}
+
+// isOpen says what the segment is, also to a successor.
+func (s *Segment) isOpen(o *opened) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.opened = o
+	return s.save()
 }
 
 // Interface is the link of the servers' sockets: the bridge, or the macvlan.
 func (s *Segment) Interface() string { return s.link.Attrs().Name }
 
 // Address is the servers' address on the segment, with its prefix length.
-func (s *Segment) Address() netip.Prefix { return s.address }
+func (s *Segment) Address() netip.Prefix { return s.opened.Address }
 
 // MTU is the largest IP packet of the segment in bytes.
 func (s *Segment) MTU() int { return s.link.Attrs().MTU }
 
 // Warnings is what works, but not as everybody expects.
-func (s *Segment) Warnings() []string { return s.warnings }
+func (s *Segment) Warnings() []string { return s.opened.Warnings }
 
 // STP reports whether spanning tree is on, which keeps a new port silent for
 // its forward delay and so loses the first requests of a guest.
@@ -137,39 +174,58 @@ func (s *Segment) STP() bool {
 	return err == nil && on
 }
 
-// Close undoes what Open and Tap did, last first.
+// Close undoes what Open and Port did, last first, whoever holds the segment. If
+// others opened it before, that is the state that they found.
 func (s *Segment) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.stop != nil {
-		close(s.stop)
-		s.stop = nil
-	}
+	s.unfollow()
+	// From here on half of it may be missing, so nobody must continue it. If
+	// that cannot be noted it is undone all the same.
+	s.closing = true
+	_ = s.save()
 	err := undoAll(s.note, s.made)
 	if err == nil {
 		s.made = nil
+	} else {
+		// Where this failed the watchdog tries once more, then the next
+		// start.
+		s.owner = process{}
+		err = errors.Join(err, s.save())
 	}
-	// Where this failed the watchdog tries once more.
 	err = errors.Join(err, s.watchdog.release())
 	s.watchdog = nil
 	return err
+}
+
+// save notes the state of the segment, once there is anything to undo.
+func (s *Segment) save() error {
+	if s.watchdog == nil {
+		return nil
+	}
+	n := note{Boot: bootID(), Made: s.made, Owner: s.owner, Watchdog: s.watchdog.id}
+	if !s.closing {
+		n.Open, n.Held = s.opened, s.held
+	}
+	return n.write(s.note)
 }
 
 // change notes a change and makes it.
 func (s *Segment) change(c change) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.made = append(s.made, c)
-	if s.note != "" {
-		if err := writeNote(s.note, s.made); err != nil {
+	if s.note != "" && s.watchdog == nil {
+		var err error
+		if s.owner, err = processOf(os.Getpid()); err != nil {
 			return err
 		}
-		if s.watchdog == nil {
-			var err error
-			if s.watchdog, err = startWatchdog(s.note); err != nil {
-				return err
-			}
+		if s.watchdog, err = startWatchdog(s.note); err != nil {
+			return err
 		}
+	}
+	s.made = append(s.made, c)
+	if err := s.save(); err != nil {
+		return err
 	}
 	s.pause()
 	if err := c.make(s.pause); err != nil {
@@ -191,10 +247,7 @@ func (s *Segment) undo(c change) error {
 		return err
 	}
 	s.made = slices.Delete(s.made, i, i+1)
-	if s.note == "" {
-		return nil
-	}
-	return writeNote(s.note, s.made)
+	return s.save()
 }
 
 // AddressOf returns the first IPv4 address that one of the links has, the zero

@@ -17,10 +17,10 @@ func FuzzNote(f *testing.F) {
 	route := append(make([]byte, routeHead), nl.NewRtAttr(unix.RTA_OIF, nl.Uint32Attr(4)).Serialize()...)
 	route = append(route, nl.NewRtAttr(unix.RTA_MULTIPATH, []byte{8, 0, 0, 0, 4, 0, 0, 0}).Serialize()...)
 	route = append(route, nl.NewRtAttr(unix.RTA_CACHEINFO, make([]byte, 32)).Serialize()...)
-	seed, err := json.Marshal(note{"id", []change{
+	seed, err := json.Marshal(note{Boot: "id", Made: []change{
 		{Op: opMove, Link: "eth0", On: "br0", Saved: &belongings{Index: 4, Addresses: []message{address}, Routes: []message{route}}},
 		{Op: opNAT, Link: "br0", NAT: newNAT("lab", "br0", private, []string{"eth0"})},
-	}})
+	}, Open: &opened{Config: Config{Parent: "eth0", Address: private}, Link: "br0"}, Owner: process{1, 2}, Held: []process{{3, 4}}})
 	if err != nil {
 		f.Fatal(err)
 	}

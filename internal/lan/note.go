@@ -19,10 +19,26 @@ const (
 	noteGlob   = "lan*.json"
 )
 
-// note is what a segment has changed, so far, since the machine was started.
+// note is what a segment has changed, so far, since the machine was started, and
+// whose it is. Only its owner writes it; whoever wants to become the owner, or to
+// undo it, holds the lock of the directory.
 type note struct {
 	Boot string   `json:"boot"`
 	Made []change `json:"made"`
+	// Open is nil until the segment is open, and again when it is being
+	// closed: then it is not to be continued but to be undone.
+	Open     *opened   `json:"open,omitempty"`
+	Owner    process   `json:"owner,omitzero"`
+	Watchdog process   `json:"watchdog,omitzero"` // another one leaves it alone
+	Held     []process `json:"held,omitempty"`    // as long as one of them lives it stays
+}
+
+// holders are the living processes for which an open segment must stay.
+func (n *note) holders() []process {
+	if n.Open == nil {
+		return nil
+	}
+	return living(n.Held)
 }
 
 // bootID is another one after each start of the machine.
@@ -31,8 +47,28 @@ func bootID() string {
 	return strings.TrimSpace(string(b))
 }
 
-func writeNote(path string, made []change) error {
-	b, err := json.Marshal(note{bootID(), made})
+// readNote returns nil when there is none. What an earlier start of the machine
+// left is none: the network of which it speaks is gone, and so is the file then.
+func readNote(path string) (*note, error) {
+	b, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	n := &note{}
+	if err := json.Unmarshal(b, n); err != nil {
+		return nil, fmt.Errorf("%s: %w; see what it says of your links, and delete it", path, err)
+	}
+	if n.Boot != bootID() {
+		return nil, undoAll(path, nil)
+	}
+	return n, nil
+}
+
+func (n *note) write(path string) error {
+	b, err := json.Marshal(n)
 	if err != nil {
 		return err
 	}
@@ -44,48 +80,50 @@ func writeNote(path string, made []change) error {
 	return os.Rename(tmp, path)
 }
 
-// Sweep undoes what a process that is gone has noted in dir. The caller knows
-// that it is gone. A directory without a note is fine.
-func Sweep(dir string) error {
+// lockNotes takes the lock of the directory of a note.
+func lockNotes(path string) (unlock func(), err error) {
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX); err != nil {
+		dir.Close()
+		return nil, fmt.Errorf("lock %s: %w", dir.Name(), err)
+	}
+	return func() { dir.Close() }, nil
+}
+
+// Sweep undoes what processes that are gone have noted in dir. What living
+// guests hold stays, and so do the segments that are named, which are going to
+// be opened again. A directory without a note is fine.
+func Sweep(dir string, except ...string) error {
 	notes, err := filepath.Glob(filepath.Join(dir, noteGlob))
 	if err != nil {
 		return err
 	}
 	var errs []error
-	for _, note := range notes {
-		errs = append(errs, sweepNote(note))
+	for _, path := range notes {
+		if !slices.ContainsFunc(except, func(segment string) bool { return path == noteFile(dir, segment) }) {
+			errs = append(errs, sweepNote(path))
+		}
 	}
 	return errors.Join(errs...)
 }
 
-// sweepNote undoes one note. The watchdog and the next start may do so at the
-// same time: the second finds nothing left to do.
+// sweepNote undoes one note. The watchdog may do so at the same time: the second
+// finds nothing left to do.
 func sweepNote(path string) error {
-	dir, err := os.Open(filepath.Dir(path))
+	unlock, err := lockNotes(path)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	defer dir.Close()
-	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX); err != nil {
-		return fmt.Errorf("lock %s: %w", dir.Name(), err)
-	}
-	b, err := os.ReadFile(path)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
+	defer unlock()
+	n, err := readNote(path)
+	if err != nil || n == nil || n.Owner.alive() || len(n.holders()) > 0 {
 		return err
-	}
-	var n note
-	if err := json.Unmarshal(b, &n); err != nil {
-		return fmt.Errorf("%s: %w; see what it says of your links, and delete it", path, err)
-	}
-	if n.Boot != bootID() {
-		// The network of which it speaks is gone.
-		return undoAll(path, nil)
 	}
 	return undoAll(path, n.Made)
 }

@@ -44,8 +44,8 @@ func (p *planned) planInterface(cfg Config, h host) {
 
 // errNoPorts is why a segment has no room for guests.
 func (s *Segment) errNoPorts() error {
-	if s.noPorts == "" {
+	if s.opened.NoPorts == "" {
 		return nil
 	}
-	return errors.New(s.noPorts)
+	return errors.New(s.opened.NoPorts)
 }

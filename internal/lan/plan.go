@@ -44,7 +44,6 @@ type planned struct {
 	parent    string   // of the guests' macvtaps; empty: taps
 	noPorts   string   // why there is no room for guests
 	address   netip.Prefix
-	private   bool // nothing outlives the namespace
 	obstacles []string
 	warnings  []string
 }
@@ -91,7 +90,7 @@ func plan(cfg Config, h host) planned {
 }
 
 func (p *planned) planPrivate(cfg Config, h host) {
-	p.private, p.link = true, PrivateBridge
+	p.link = PrivateBridge
 	if !p.address.IsValid() {
 		p.cannot("a private segment needs an address, such as 10.77.0.1/24")
 	}
@@ -234,15 +233,8 @@ func (p *planned) planParent(cfg Config, h host) {
 	if name == "" {
 		return
 	}
-	switch {
-	case parent.loopback, len(parent.mac) != 6:
-		p.cannot("parent %s is a %s link without Ethernet: macvtaps need a NIC", name, kindOf(parent))
-	case parent.wireless:
-		p.cannot("parent %s is wireless: an access point takes frames of one address only, so no guest would be heard; use a wired NIC, or a bridge with nat = true", name)
-	case parent.master != "" && h.links[parent.master].kind == "bridge":
-		p.cannot("parent %s is a port of bridge %s, and a port cannot carry macvtaps: use bridge = %q", name, parent.master, parent.master)
-	case parent.master != "":
-		p.cannot("parent %s belongs to %s: name %[2]s as the parent", name, parent.master)
+	for _, err := range macvtapObstacles(name, parent, h) {
+		p.cannot("%v", err)
 	}
 	p.parent = name
 	p.link = linkName("ecmv-", cmp.Or(cfg.Name, name))
@@ -287,6 +279,21 @@ func (p *planned) planParent(cfg Config, h host) {
 	if cfg.NAT {
 		p.planNAT(cfg, h, name)
 	}
+}
+
+// macvtapObstacles is why a link cannot carry macvtaps.
+func macvtapObstacles(name string, l linkState, h host) (out []error) {
+	switch {
+	case l.loopback, len(l.mac) != 6:
+		out = append(out, fmt.Errorf("parent %s is a %s link without Ethernet: macvtaps need a NIC", name, kindOf(l)))
+	case l.wireless:
+		out = append(out, fmt.Errorf("parent %s is wireless: an access point takes frames of one address only, so no guest would be heard; use a wired NIC, or a bridge with nat = true", name))
+	case l.master != "" && h.links[l.master].kind == "bridge":
+		out = append(out, fmt.Errorf("parent %s is a port of bridge %s, and a port cannot carry macvtaps: use bridge = %q", name, l.master, l.master))
+	case l.master != "":
+		out = append(out, fmt.Errorf("parent %s belongs to %s: name %[2]s as the parent", name, l.master))
+	}
+	return out
 }
 
 // planVLAN finds a NIC, or makes the link for one of its 802.1Q networks. The

@@ -62,7 +62,7 @@ func TestMacvtapCarriesFramesOfItsGuest(t *testing.T) {
 	if _, err := s.Tap(guestMAC); err == nil || !strings.Contains(err.Error(), "has a guest already") {
 		t.Errorf("a second guest of the same address: %v", err)
 	}
-	if err := s.Unplug(guestMAC); err != nil {
+	if err := s.Unplug(macvtapName(guestMAC[:])); err != nil {
 		t.Fatal(err)
 	}
 	if tap, err = s.Tap(guestMAC); err != nil {

@@ -7,7 +7,10 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // watchdogVar makes a process a watchdog; its value is the path of the note.
@@ -19,6 +22,7 @@ const watchdogVar = "ECBOOT_WATCHDOG"
 type watchdog struct {
 	cmd  *exec.Cmd
 	life *os.File // the kernel closes it with this process
+	id   process
 }
 
 // RunWatchdog is the life of a watchdog: main calls it before anything else, and
@@ -31,16 +35,84 @@ func RunWatchdog() {
 	signal.Ignore(syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGPIPE)
 	os.Stdout.Close() // says that it listens
 	io.Copy(io.Discard, os.Stdin)
-	_, err := os.Stat(note)
-	if errors.Is(err, os.ErrNotExist) {
-		os.Exit(0)
-	}
-	if err := sweepNote(note); err != nil {
+	undone, err := guard(note)
+	if err != nil {
 		fmt.Fprintf(os.Stderr, "ecboot: its process ended without putting the network back, and that failed: %v\n", err)
 		os.Exit(1)
 	}
-	fmt.Fprintln(os.Stderr, "ecboot: its process ended without putting the network back; that is done now")
+	if undone {
+		fmt.Fprintln(os.Stderr, "ecboot: its process ended without putting the network back; that is done now")
+	}
 	os.Exit(0)
+}
+
+// guard takes the place of an owner that is gone: it undoes the note once nobody
+// holds the segment. It does nothing when the note is gone or has another
+// watchdog.
+func guard(path string) (undone bool, err error) {
+	me, err := processOf(os.Getpid())
+	if err != nil {
+		return false, err
+	}
+	// Before the first look, so that nothing that happens after it is missed.
+	events, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		return false, fmt.Errorf("inotify: %w", err)
+	}
+	_, err = unix.InotifyAddWatch(events, filepath.Dir(path), unix.IN_MOVED_TO|unix.IN_DELETE)
+	if errors.Is(err, unix.ENOENT) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("watch %s: %w", filepath.Dir(path), err)
+	}
+	for {
+		held, undone, err := standIn(path, me)
+		if len(held) == 0 || err != nil {
+			return undone, err
+		}
+		awaitEnd(events, held)
+	}
+}
+
+// standIn undoes a note of which this process is the watchdog, or returns who
+// holds it.
+func standIn(path string, me process) (held []process, undone bool, err error) {
+	unlock, err := lockNotes(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, false, nil
+	}
+	if err != nil {
+		return nil, false, err
+	}
+	defer unlock()
+	n, err := readNote(path)
+	if err != nil || n == nil || n.Watchdog != me {
+		return nil, false, err
+	}
+	if held = n.holders(); len(held) > 0 {
+		return held, false, nil
+	}
+	return nil, true, undoAll(path, n.Made)
+}
+
+// awaitEnd returns when one of the processes has ended or a note has changed.
+func awaitEnd(events int, held []process) {
+	wait := []unix.PollFd{{Fd: int32(events), Events: unix.POLLIN}}
+	for _, p := range held {
+		fd, err := p.open()
+		if err != nil {
+			return // it has just ended
+		}
+		defer unix.Close(fd)
+		wait = append(wait, unix.PollFd{Fd: int32(fd), Events: unix.POLLIN})
+	}
+	unix.Poll(wait, -1)
+	for buf := make([]byte, 4096); ; {
+		if n, err := unix.Read(events, buf); n <= 0 || err != nil {
+			return
+		}
+	}
 }
 
 // startWatchdog returns once the watchdog is watching.
@@ -68,7 +140,11 @@ func startWatchdog(note string) (*watchdog, error) {
 		return fail(err)
 	}
 	io.Copy(io.Discard, stdout)
-	return &watchdog{cmd: cmd, life: life}, nil
+	w := &watchdog{cmd: cmd, life: life}
+	if w.id, err = processOf(cmd.Process.Pid); err != nil {
+		return fail(errors.Join(err, w.release()))
+	}
+	return w, nil
 }
 
 // release lets the watchdog look for a note that is left, and waits for it.
@@ -81,4 +157,10 @@ func (w *watchdog) release() error {
 		return fmt.Errorf("watchdog: %w", err)
 	}
 	return nil
+}
+
+// abandon leaves the note to the watchdog.
+func (w *watchdog) abandon() {
+	w.life.Close()
+	go w.cmd.Wait() // or whoever inherits it does
 }

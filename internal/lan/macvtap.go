@@ -1,0 +1,177 @@
+package lan
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strconv"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Macvtap makes a guest's link on a NIC that need not be of any segment. Nobody
+// undoes it: Remove does. What stands under this name from a guest that ended
+// hard, with the same address on the same NIC, is replaced.
+func Macvtap(parent, name string, mac [6]byte) (*Tap, error) {
+	if err := checkLinkName(name); err != nil {
+		return nil, fmt.Errorf("macvtap: %w", err)
+	}
+	h, err := readHost()
+	if err != nil {
+		return nil, fmt.Errorf("look at the network: %w", err)
+	}
+	l, ok := h.links[parent]
+	if !ok {
+		return nil, fmt.Errorf("macvtap: there is no NIC %s: this machine has %s", parent, cmp.Or(h.names(), "none"))
+	}
+	if err := errors.Join(macvtapObstacles(parent, l, h)...); err != nil {
+		return nil, err
+	}
+	c := change{Op: opMacvtap, Link: name, On: parent, MAC: net.HardwareAddr(mac[:]).String(), Index: freeIndex()}
+	if old, ok := h.links[name]; ok {
+		if old.kind != "macvtap" || old.lower != parent || old.mac.String() != c.MAC {
+			return nil, fmt.Errorf("macvtap %s: a link of this name is there already, a %s with the address %s, and is not this guest's: name another, or 'ip link del %[1]s'", name, old.kind, old.mac)
+		}
+		if err := Remove(name); err != nil {
+			return nil, err
+		}
+	}
+	if err := c.makeUpper(); err != nil {
+		return nil, err
+	}
+	tap, err := c.openMacvtap()
+	if err != nil {
+		return nil, errors.Join(err, Remove(name))
+	}
+	return tap, nil
+}
+
+// Remove removes a macvtap. One that is not there is fine; any other kind of link
+// stays.
+func Remove(name string) error {
+	link, err := netlink.LinkByName(name)
+	if isNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	if link.Type() != "macvtap" {
+		return fmt.Errorf("%s is no macvtap but a %s link, and stays", name, link.Type())
+	}
+	return removeLink(link)
+}
+
+// macvtap makes a guest's link on the parent.
+func (s *Segment) macvtap(cfg PortConfig) (*Tap, error) {
+	mac := net.HardwareAddr(cfg.MAC[:])
+	name := cmp.Or(cfg.Name, macvtapName(mac))
+	if _, err := netlink.LinkByName(name); err == nil {
+		return nil, fmt.Errorf("the address %s has a guest already: its link %s is there; give this guest another, or 'ip link del %[2]s' if nobody uses it", mac, name)
+	}
+	c := change{Op: opMacvtap, Link: name, On: s.opened.Parent, MAC: mac.String(), Index: freeIndex()}
+	err := s.change(c)
+	if err != nil {
+		return nil, errors.Join(err, s.undo(c))
+	}
+	tap, err := c.openMacvtap()
+	if err != nil {
+		return nil, errors.Join(err, s.undo(c))
+	}
+	return tap, nil
+}
+
+// macvtapName is always 15 bytes long, as long as a name can be.
+func macvtapName(mac net.HardwareAddr) string { return fmt.Sprintf("ect%x", []byte(mac)) }
+
+// openMacvtap brings a macvtap that was made up, and opens it.
+func (c change) openMacvtap() (*Tap, error) {
+	link, err := netlink.LinkByName(c.Link)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", c.Link, err)
+	}
+	err = startMacvtap(link)
+	if errors.Is(err, unix.EADDRINUSE) || errors.Is(err, unix.EBUSY) {
+		return nil, fmt.Errorf("the address %s is taken on %s, by this host or a guest of somebody else: %w; give this guest another", c.MAC, c.On, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return openMacvtap(link)
+}
+
+func startMacvtap(link netlink.Link) error {
+	name := link.Attrs().Name
+	if err := noIPv6(name); err != nil {
+		return err
+	}
+	if err := netlink.LinkSetAllmulticastOn(link); err != nil {
+		return fmt.Errorf("all multicast on %s: %w", name, err)
+	}
+	if err := netlink.LinkSetUp(link); err != nil {
+		return needAdmin("bring "+name+" up", err)
+	}
+	return nil
+}
+
+// macvtapWait is for whoever makes device files: the kernel does so at once,
+// udev sets their rights after a while.
+const macvtapWait = 5 * time.Second
+
+// openMacvtap opens the file of a macvtap, whose name is made of the link's
+// index.
+func openMacvtap(link netlink.Link) (*Tap, error) {
+	la := link.Attrs()
+	path := "/dev/tap" + strconv.Itoa(la.Index)
+	fd, err := -1, error(nil)
+	for until := time.Now().Add(macvtapWait); ; time.Sleep(5 * time.Millisecond) {
+		fd, err = unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+		if err == nil || !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EACCES) || time.Now().After(until) {
+			break
+		}
+	}
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		return nil, fmt.Errorf("%s: %w: the device of %s is not there; /dev must be a devtmpfs, as it is outside containers", path, err, la.Name)
+	case err != nil:
+		return nil, needAdmin("open "+path, err)
+	}
+	// Links of other namespaces have the same indices and the same names
+	// for their devices.
+	req, err := unix.NewIfreq("")
+	if err == nil {
+		err = unix.IoctlIfreq(fd, unix.TUNGETIFF, req)
+	}
+	if err == nil && req.Name() != la.Name {
+		err = fmt.Errorf("it belongs to %s, of another network namespace", req.Name())
+	}
+	if err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("%s of %s: %w", path, la.Name, err)
+	}
+	return &Tap{Name: la.Name, File: os.NewFile(uintptr(fd), path)}, nil
+}
+
+// freeIndex is an index for a macvtap under which no device file exists: links
+// of all namespaces share /dev.
+func freeIndex() int {
+	used := map[string]bool{}
+	entries, _ := os.ReadDir("/dev")
+	for _, e := range entries {
+		used[e.Name()] = true
+	}
+	links, _ := netlink.LinkList()
+	highest := 0
+	for _, l := range links {
+		highest = max(highest, l.Attrs().Index)
+	}
+	for i := highest + 1; ; i++ {
+		if !used["tap"+strconv.Itoa(i)] {
+			return i
+		}
+	}
+}

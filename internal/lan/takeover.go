@@ -1,0 +1,89 @@
+package lan
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"reflect"
+
+	"github.com/vishvananda/netlink"
+)
+
+// opened is what a segment is once it is open. It stands in the note, for a
+// successor.
+type opened struct {
+	Config   Config       `json:"config"`
+	Link     string       `json:"link"`               // of the servers
+	Parent   string       `json:"parent,omitempty"`   // of the guests' macvtaps; empty: they have taps
+	NoPorts  string       `json:"no_ports,omitempty"` // why there is no room for guests; empty: there is
+	Address  netip.Prefix `json:"address"`
+	Warnings []string     `json:"warnings,omitempty"`
+}
+
+// same reports whether two configurations ask for the same network.
+func (c Config) same(other Config) bool {
+	c.NoteDir, other.NoteDir = "", ""
+	c.pause, other.pause = nil, nil
+	return reflect.DeepEqual(c, other)
+}
+
+// takeOver continues what a process that is gone has left open, without touching
+// it. It returns nil when there is no such thing, or no longer: what was left
+// half way or for another Config is undone, unless somebody holds it.
+func takeOver(cfg Config) (*Segment, error) {
+	path := noteFile(cfg.NoteDir, cfg.Name)
+	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	// Before the claim, so that the segment is never without one; and before
+	// the lock, which it needs when it is let go.
+	dog, err := startWatchdog(path)
+	if err != nil {
+		return nil, err
+	}
+	s, err := claim(path, cfg, dog)
+	if s == nil {
+		return nil, errors.Join(err, dog.release())
+	}
+	return s, nil
+}
+
+// claim makes this process the owner of a note and dog its watchdog. The former
+// watchdog sees that and ends.
+func claim(path string, cfg Config, dog *watchdog) (*Segment, error) {
+	unlock, err := lockNotes(path)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	n, err := readNote(path)
+	if err != nil || n == nil {
+		return nil, err
+	}
+	if n.Owner.alive() {
+		return nil, fmt.Errorf("the segment is open already, in process %s", n.Owner)
+	}
+	held := n.holders()
+	if n.Open == nil || !n.Open.Config.same(cfg) {
+		if len(held) > 0 {
+			return nil, newHeldError(cfg.Name, held)
+		}
+		return nil, undoAll(path, n.Made)
+	}
+	s := newSegment(cfg)
+	s.opened, s.made, s.held, s.watchdog = n.Open, n.Made, held, dog
+	if s.link, err = netlink.LinkByName(s.opened.Link); isNotFound(err) {
+		return nil, undoAll(path, n.Made)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", s.opened.Link, err)
+	}
+	if s.owner, err = processOf(os.Getpid()); err != nil {
+		return nil, err
+	}
+	if err := s.save(); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
