@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
+	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -14,9 +14,9 @@ import (
 )
 
 const (
-	historySize  = 256 << 10 // bytes of raw output kept
-	historyLines = 4096      // lines of text kept
-	backlogSize  = 1 << 20   // bytes that an attached writer may be behind
+	historySize  = 64 << 10 // bytes of raw output kept
+	historyLines = 4096     // lines of text kept
+	backlogSize  = 1 << 20  // bytes that an attached writer may be behind
 
 	inputDeadline  = 5 * time.Second
 	detachPatience = time.Second
@@ -29,7 +29,7 @@ var ErrConsoleEnded = errors.New("the console has ended")
 // once, whoever looks on, so that no guest waits for its console. All methods
 // may be called at the same time.
 type Console struct {
-	conn net.Conn
+	conn Terminal
 	done chan struct{} // closed when the output has ended
 
 	mu       sync.Mutex
@@ -45,7 +45,24 @@ type Console struct {
 	changed  chan struct{} // closed and replaced whenever output comes
 }
 
-func newConsole(conn net.Conn) *Console {
+// Terminal is what a console is read from and written to: a connection, or the
+// master of a pseudo terminal.
+type Terminal interface {
+	io.ReadWriteCloser
+	SetReadDeadline(time.Time) error
+	SetWriteDeadline(time.Time) error
+}
+
+// NewConsole is the console of something that is no Machine, such as a
+// container. It reads conn until that fails, which includes a read deadline, and
+// closes it then.
+func NewConsole(conn Terminal) *Console {
+	c := newConsole(conn)
+	go c.run()
+	return c
+}
+
+func newConsole(conn Terminal) *Console {
 	return &Console{
 		conn:     conn,
 		done:     make(chan struct{}),
@@ -122,11 +139,10 @@ func (c *Console) Write(p []byte) (int, error) {
 		return 0, ErrConsoleEnded
 	}
 	n, err := c.conn.Write(p)
-	var timeout net.Error
 	switch {
 	case err == nil:
 		return n, nil
-	case errors.As(err, &timeout) && timeout.Timeout():
+	case errors.Is(err, os.ErrDeadlineExceeded):
 		return n, errors.New("the guest does not read its console")
 	}
 	return n, ErrConsoleEnded
