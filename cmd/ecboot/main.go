@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/every-channel/ecboot/internal/keeper"
 	"github.com/every-channel/ecboot/internal/lan"
 )
 
@@ -47,6 +48,7 @@ func main() { os.Exit(mainCode()) }
 
 func mainCode() int {
 	lan.RunWatchdog()
+	keeper.RunKeeper()
 	// The first Ctrl-C ends in good order, the second at once: after the
 	// first, the signal has its default effect again.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

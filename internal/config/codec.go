@@ -45,7 +45,8 @@ func oneOf[T ~string](words ...T) codec[T] {
 	for i, w := range words {
 		quoted[i] = strconv.Quote(string(w))
 	}
-	want := wordList(quoted, "or")
+	last := len(words) - 1
+	want := strings.Join(quoted[:last], ", ") + " or " + quoted[last]
 	return codec[T]{
 		want: want,
 		parse: func(s string) (T, error) {

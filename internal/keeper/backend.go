@@ -1,0 +1,145 @@
+package keeper
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/every-channel/ecboot/internal/nspawn"
+	"github.com/every-channel/ecboot/internal/timeline"
+	"github.com/every-channel/ecboot/vmm"
+)
+
+// guest is what a keeper keeps: a QEMU machine or a container that runs.
+type guest interface {
+	PID() int
+	Command() []string
+	Console() *vmm.Console
+	State(context.Context) string
+	Stop(context.Context) (how string) // graceful, then firm
+	Kill()
+	Done() <-chan struct{}
+	Exit() Exit // once it is done
+	Reset(context.Context) error
+	Screenshot(context.Context) (png []byte, err error)
+	Resize(columns, rows uint16) error // of the console
+}
+
+// launch starts the guest of a plan.
+func launch(ctx context.Context, p Plan, taps []*os.File, events *timeline.Recorder, log *slog.Logger) (guest, error) {
+	if p.VM != nil {
+		return launchMachine(ctx, p, taps, events, log)
+	}
+	return launchContainer(ctx, p, events, log)
+}
+
+// machine is a guest that QEMU runs.
+type machine struct{ *vmm.Machine }
+
+func launchMachine(ctx context.Context, p Plan, taps []*os.File, events *timeline.Recorder, log *slog.Logger) (guest, error) {
+	m, err := vmm.Start(ctx, *p.VM, vmm.Options{
+		QEMU: p.QEMU, Taps: taps, Machine: p.Machine, Timeline: events, Log: log, SkipBanner: p.SkipBanner,
+		Grace: p.grace() / 2, // for each of two requests
+	})
+	if err != nil {
+		return nil, err
+	}
+	return machine{m}, nil
+}
+
+// stateTimeout is for QEMU to say its run state.
+const stateTimeout = 2 * time.Second
+
+func (m machine) State(ctx context.Context) string {
+	ctx, cancel := context.WithTimeout(ctx, stateTimeout)
+	defer cancel()
+	state, err := m.Status(ctx)
+	if err != nil {
+		return "unresponsive"
+	}
+	return state
+}
+
+func (m machine) Stop(ctx context.Context) string {
+	how := m.Machine.Stop(ctx)
+	if how == vmm.StoppedItself {
+		return ""
+	}
+	return string(how)
+}
+
+func (m machine) Exit() Exit {
+	e := m.Machine.Exit()
+	return Exit{
+		Reason: string(e.Reason), Detail: e.Detail,
+		Failed: e.Reason == vmm.GuestPanic || e.Reason == vmm.Killed || e.Reason == vmm.Failed,
+		Reboot: e.Reason == vmm.GuestReset,
+	}
+}
+
+func (m machine) Reset(ctx context.Context) error { return m.Execute(ctx, "system_reset", nil, nil) }
+
+func (m machine) Screenshot(context.Context) ([]byte, error) {
+	return nil, errors.New("this machine has no screen")
+}
+
+func (m machine) Resize(uint16, uint16) error { return errors.New("a serial console has no size") }
+
+// container is a guest that nspawn runs.
+type container struct {
+	*nspawn.Container
+	console *vmm.Console
+	done    chan struct{} // closed when its console has been read to the end, too
+}
+
+func launchContainer(ctx context.Context, p Plan, events *timeline.Recorder, log *slog.Logger) (guest, error) {
+	began := time.Now()
+	box, err := nspawn.Start(ctx, *p.Container, nspawn.Options{Cache: p.Cache, Cgroup: p.Cgroup, Log: log, Grace: p.grace()})
+	if err != nil {
+		return nil, err
+	}
+	events.Record(timeline.Event{At: began, Machine: p.Machine, Stage: timeline.Start, Detail: "container"})
+	c := &container{Container: box, console: vmm.NewConsole(box.Console()), done: make(chan struct{})}
+	go func() {
+		<-box.Done()
+		_ = box.Console().SetReadDeadline(time.Now().Add(drainTimeout)) // it may have been read to its end
+		<-c.console.Done()
+		events.Record(timeline.Event{Machine: p.Machine, Stage: timeline.Exit, Detail: box.Exit().String()})
+		close(c.done)
+	}()
+	return c, nil
+}
+
+// drainTimeout is how long a console may outlive its guest.
+const drainTimeout = 2 * time.Second
+
+func (c *container) Console() *vmm.Console        { return c.console }
+func (c *container) Done() <-chan struct{}        { return c.done }
+func (c *container) State(context.Context) string { return "running" }
+
+func (c *container) Stop(ctx context.Context) string {
+	how := c.Container.Stop(ctx)
+	if how == nspawn.StoppedItself {
+		return ""
+	}
+	return string(how)
+}
+
+func (c *container) Exit() Exit {
+	e := c.Container.Exit()
+	return Exit{
+		Reason: string(e.Reason), Detail: e.Detail,
+		Failed: e.Reason == nspawn.Failed || e.Reason == nspawn.Killed,
+		Reboot: e.Reason == nspawn.Reboot,
+	}
+}
+
+func (c *container) Reset(context.Context) error {
+	return errors.New("a container has no reset button: restart it")
+}
+
+func (c *container) Screenshot(context.Context) ([]byte, error) {
+	return nil, errors.New("a container has no screen: look at its console")
+}

@@ -1,0 +1,81 @@
+package keeper
+
+import (
+	"log/slog"
+	"os"
+	"path/filepath"
+)
+
+// maxConsoleLog is where a console's log is moved aside.
+const maxConsoleLog = 10 << 20 // bytes
+
+// rotatingFile is a log that never grows over its limit, and as much of the past
+// beside it. What cannot be written is lost: the guest goes on. The zero value
+// takes everything and keeps nothing.
+type rotatingFile struct {
+	path   string
+	log    *slog.Logger
+	f      *os.File
+	size   int64
+	broken bool
+}
+
+func openRotating(path string, log *slog.Logger) (*rotatingFile, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, err
+	}
+	r := &rotatingFile{path: path, log: log}
+	return r, r.open()
+}
+
+func (r *rotatingFile) open() error {
+	f, err := os.OpenFile(r.path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	st, err := f.Stat()
+	if err != nil {
+		f.Close()
+		return err
+	}
+	r.f, r.size = f, st.Size()
+	return nil
+}
+
+// Write never fails, because whoever copies the console would give up for good.
+func (r *rotatingFile) Write(p []byte) (int, error) {
+	if r.path == "" {
+		return len(p), nil
+	}
+	err := r.write(p)
+	if err != nil && !r.broken {
+		r.log.Error("the console's log loses output", "err", err)
+	}
+	r.broken = err != nil
+	return len(p), nil
+}
+
+func (r *rotatingFile) write(p []byte) error {
+	if r.f != nil && r.size > 0 && r.size+int64(len(p)) > maxConsoleLog {
+		r.f.Close()
+		r.f = nil
+		if err := os.Rename(r.path, r.path+".1"); err != nil {
+			return err
+		}
+	}
+	if r.f == nil {
+		if err := r.open(); err != nil {
+			return err
+		}
+	}
+	n, err := r.f.Write(p)
+	r.size += int64(n)
+	return err
+}
+
+func (r *rotatingFile) Close() error {
+	if r.f == nil {
+		return nil
+	}
+	return r.f.Close()
+}

@@ -1,0 +1,193 @@
+package keeper
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/every-channel/ecboot/internal/nspawn"
+)
+
+// keeperVar makes a process a keeper; its value is the guest's directory.
+const keeperVar = "ECBOOT_KEEPER"
+
+// notOurs are variables that mean this process alone to its service manager.
+var notOurs = []string{"NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"}
+
+// order is what a keeper reads on its standard input.
+type order struct {
+	Plan Plan
+	Taps int
+}
+
+// report is what it writes to its standard output, once.
+type report struct {
+	PID   int    // of QEMU or nspawn
+	Error string // why there is none
+}
+
+// Spawn starts a guest in a keeper of its own and returns when it runs. ctx is
+// for that long. The error is that of starting the guest, and nothing is left
+// then; ErrRunning if the directory's guest runs.
+func Spawn(ctx context.Context, plan Plan, opts SpawnOptions) (_ *Client, err error) {
+	defer func() {
+		for _, tap := range opts.Taps {
+			tap.Close()
+		}
+	}()
+	plan.Schema = Schema
+	if err := plan.check(); err != nil {
+		return nil, err
+	}
+	if _, err := regexp.Compile(plan.ReadyPattern); err != nil {
+		return nil, fmt.Errorf("ready pattern: %w", err)
+	}
+	lock, err := claim(opts.Dir)
+	if err != nil {
+		return nil, err
+	}
+	// The keeper has it, too, and keeps it.
+	defer lock.Close()
+	defer func() {
+		if err != nil {
+			_ = os.RemoveAll(opts.Dir)
+		}
+	}()
+	k, err := begin(plan.Name, opts, lock)
+	if err != nil {
+		return nil, err
+	}
+	pid, err := k.command(ctx, &plan, opts)
+	if err != nil {
+		k.end()
+		if plan.Container != nil {
+			nspawn.Sweep(plan.Cgroup)
+		}
+		return nil, err
+	}
+	go k.cmd.Wait()
+	guest, _ := openProcess(pid) // it may have ended already
+	return newClient(opts.Dir, plan, k.process, guest), nil
+}
+
+// child is a keeper that has yet to be told what to do.
+type child struct {
+	cmd     *exec.Cmd
+	process *os.File // pidfd
+	orders  *os.File
+	reports *os.File
+	log     string
+}
+
+// begin starts the keeper's process, which waits for its orders.
+func begin(name string, opts SpawnOptions, lock *os.File) (*child, error) {
+	fail := func(err error) (*child, error) { return nil, fmt.Errorf("start the keeper: %w", err) }
+	// What this process was given by whoever started it is not for the keeper.
+	_ = unix.CloseRange(3, math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC) // since Linux 5.11
+	k := &child{log: filepath.Join(opts.Dir, logName)}
+	log, err := os.OpenFile(k.log, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+	if err != nil {
+		return fail(err)
+	}
+	defer log.Close()
+	stdin, orders, err := os.Pipe()
+	if err != nil {
+		return fail(err)
+	}
+	defer stdin.Close()
+	reports, stdout, err := os.Pipe()
+	if err != nil {
+		orders.Close()
+		return fail(err)
+	}
+	defer stdout.Close()
+	k.orders, k.reports = orders, reports
+
+	k.cmd = exec.Command("/proc/self/exe")
+	k.cmd.Args = []string{"ecboot-keeper", name}
+	k.cmd.Env = append(without(os.Environ(), notOurs), keeperVar+"="+opts.Dir)
+	k.cmd.Dir = "/"
+	k.cmd.Stdin, k.cmd.Stdout, k.cmd.Stderr = stdin, stdout, log
+	k.cmd.ExtraFiles = append([]*os.File{lock}, opts.Taps...)
+	k.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := k.cmd.Start(); err != nil {
+		orders.Close()
+		reports.Close()
+		return fail(err)
+	}
+	if k.process, err = openProcess(k.cmd.Process.Pid); err != nil {
+		k.end()
+		return fail(err)
+	}
+	return k, nil
+}
+
+func without(env, names []string) (rest []string) {
+next:
+	for _, v := range env {
+		for _, name := range names {
+			if strings.HasPrefix(v, name+"=") {
+				continue next
+			}
+		}
+		rest = append(rest, v)
+	}
+	return rest
+}
+
+// command has the keeper start the guest, and returns the guest's process id.
+func (k *child) command(ctx context.Context, plan *Plan, opts SpawnOptions) (int, error) {
+	defer k.orders.Close()
+	defer k.reports.Close()
+	if opts.Join != nil {
+		cgroup, err := opts.Join(k.cmd.Process.Pid)
+		if err != nil {
+			return 0, err
+		}
+		if cgroup != "" {
+			plan.Cgroup = cgroup
+		}
+	}
+	stop := context.AfterFunc(ctx, func() { _ = signalProcess(k.process, syscall.SIGKILL) })
+	defer stop()
+	if err := json.NewEncoder(k.orders).Encode(order{Plan: *plan, Taps: len(opts.Taps)}); err != nil && !errors.Is(err, syscall.EPIPE) {
+		return 0, fmt.Errorf("tell the keeper what to do: %w", err)
+	}
+	answer, err := io.ReadAll(k.reports)
+	var r report
+	switch {
+	case ctx.Err() != nil:
+		return 0, context.Cause(ctx)
+	case err != nil:
+		return 0, err
+	case json.Unmarshal(answer, &r) != nil:
+		said, _ := readFile(k.log)
+		return 0, fmt.Errorf("the keeper ended before the guest ran: %.2000s", bytes.TrimSpace(said))
+	case r.Error != "":
+		return 0, errors.New(r.Error)
+	}
+	return r.PID, nil
+}
+
+// end makes sure that the process is gone.
+func (k *child) end() {
+	k.orders.Close()
+	k.reports.Close()
+	_ = k.cmd.Process.Kill()
+	_ = k.cmd.Wait()
+	if k.process != nil {
+		k.process.Close()
+	}
+}
