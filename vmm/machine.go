@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"regexp"
 	"slices"
@@ -14,15 +13,13 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/every-channel/ecboot/internal/timeline"
 )
 
 // Options is what Start needs beside the machine itself.
 type Options struct {
 	QEMU     string             // program; empty: DefaultQEMU of the architecture
-	Taps     []*os.File         // one for each of Spec.NICs; the caller may close them when Start returns
+	Taps     []*os.File         // one for each of Spec.NICs that needs one; the caller may close them when Start returns
 	Machine  string             // who the machine is in the timeline: a MAC address
 	Timeline *timeline.Recorder // nil: nothing is recorded
 	Log      *slog.Logger       // nil: silent
@@ -30,6 +27,16 @@ type Options struct {
 	// otherwise does for two seconds in each boot and each chainload.
 	SkipBanner bool
 	Grace      time.Duration // how long Stop waits for each of two requests to the guest; 0: 10 s
+	// Credential is who QEMU runs as; nil: as this process. It is handed
+	// open files, so it needs no right to any.
+	Credential *Credential
+	Cgroup     string // directory of the cgroup (v2) that QEMU and its helpers start in; empty: this process's
+}
+
+// Credential is a user in numbers.
+type Credential struct {
+	UID, GID uint32
+	Groups   []uint32 // more groups
 }
 
 const (
@@ -70,8 +77,8 @@ type Machine struct {
 // only: a machine that has started runs until it ends, is stopped or killed,
 // or this process dies, by whatever cause.
 func Start(ctx context.Context, spec Spec, opts Options) (*Machine, error) {
-	if len(opts.Taps) != len(spec.NICs) {
-		return nil, fmt.Errorf("%d taps for %d NICs: each NIC needs one", len(opts.Taps), len(spec.NICs))
+	if n := spec.taps(); len(opts.Taps) != n {
+		return nil, fmt.Errorf("%d taps for %d NICs: each NIC needs one", len(opts.Taps), n)
 	}
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)
@@ -88,7 +95,7 @@ func Start(ctx context.Context, spec Spec, opts Options) (*Machine, error) {
 		return nil, err
 	}
 	m := &Machine{opts: opts, spec: spec, argv: argv, done: make(chan struct{})}
-	if err := m.launch(); err != nil {
+	if err := m.launch(ctx); err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
@@ -105,30 +112,33 @@ func Start(ctx context.Context, spec Spec, opts Options) (*Machine, error) {
 }
 
 // launch starts the process and everything that listens to it.
-func (m *Machine) launch() error {
-	files, ours, err := m.files()
-	defer func() {
-		for _, f := range files {
-			f.Close()
-		}
-	}()
+func (m *Machine) launch(ctx context.Context) error {
+	s, err := m.supply(ctx)
+	defer s.close()
 	if err != nil {
+		s.abandon()
+		return err
+	}
+	l := m.spec.layout()
+	s.addTaps(m.spec.NICs, m.opts.Taps)
+	files, err := s.inOrder(l)
+	if err != nil {
+		s.abandon()
 		return err
 	}
 	began := time.Now()
-	m.proc, err = startProcess(m.argv, append(files, m.opts.Taps...), nil)
+	m.proc, err = startProcess(m.argv, files, nil)
 	if err != nil {
-		ours.console.Close()
-		ours.qmp.Close()
+		s.abandon()
 		return err
 	}
 	m.record(timeline.Event{At: began, Stage: timeline.Start, Detail: m.describe()})
-	m.console = newConsole(ours.console)
+	m.console = newConsole(s.console)
 	m.console.watchers[-1] = m.onLine
 	if m.opts.SkipBanner {
 		m.console.prompt = m.skipBanner()
 	}
-	m.qmp = newQMP(ours.qmp)
+	m.qmp = newQMP(s.qmp)
 	events := make(chan struct{})
 	go m.console.run()
 	go func() {
@@ -147,84 +157,6 @@ func (m *Machine) begin(ctx context.Context) error {
 		return err
 	}
 	return m.qmp.execute(ctx, "cont", nil, nil)
-}
-
-// ends are our ends of the connections to QEMU.
-type ends struct{ console, qmp net.Conn }
-
-// files makes what QEMU inherits, in the order of layout and without the taps.
-// It returns the files made so far with an error.
-func (m *Machine) files() (theirs []*os.File, ours ends, err error) {
-	defer func() {
-		if err != nil {
-			for _, c := range []net.Conn{ours.console, ours.qmp} {
-				if c != nil {
-					c.Close()
-				}
-			}
-		}
-	}()
-	for _, end := range []*net.Conn{&ours.console, &ours.qmp} {
-		f, conn, err := socketpair()
-		if err != nil {
-			return theirs, ours, err
-		}
-		theirs, *end = append(theirs, f), conn
-	}
-	if m.spec.UEFI != (UEFI{}) {
-		template, err := os.ReadFile(m.spec.UEFI.Vars)
-		if err != nil {
-			return theirs, ours, fmt.Errorf("template of the UEFI variables: %w", err)
-		}
-		vars, err := memoryFile("uefi-vars", template)
-		if err != nil {
-			return theirs, ours, err
-		}
-		read, err := os.Open(fdPath(int(vars.Fd())))
-		if err != nil {
-			vars.Close()
-			return theirs, ours, err
-		}
-		theirs = append(theirs, read, vars)
-	}
-	if len(m.spec.InitrdData) > 0 {
-		initrd, err := memoryFile("initrd", m.spec.InitrdData)
-		if err != nil {
-			return theirs, ours, err
-		}
-		theirs = append(theirs, initrd)
-	}
-	return theirs, ours, nil
-}
-
-// socketpair returns one end as a file to pass on and one to use.
-func socketpair() (*os.File, net.Conn, error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, nil, fmt.Errorf("socketpair: %w", err)
-	}
-	theirs, ours := os.NewFile(uintptr(fds[0]), "qemu"), os.NewFile(uintptr(fds[1]), "vmm")
-	conn, err := net.FileConn(ours)
-	ours.Close()
-	if err != nil {
-		theirs.Close()
-		return nil, nil, fmt.Errorf("socketpair: %w", err)
-	}
-	return theirs, conn, nil
-}
-
-// memoryFile returns a file that exists nowhere but in memory.
-func memoryFile(name string, data []byte) (*os.File, error) {
-	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
-	if err != nil {
-		return nil, fmt.Errorf("memory for %s: %w", name, err)
-	}
-	f := os.NewFile(uintptr(fd), name)
-	if _, err := f.Write(data); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("memory for %s: %w", name, err)
-	}
-	return f, nil
 }
 
 func (m *Machine) describe() string {
@@ -404,6 +336,11 @@ func (m *Machine) Status(ctx context.Context) (string, error) {
 	}
 	err := m.qmp.execute(ctx, "query-status", nil, &status)
 	return status.Status, err
+}
+
+// Reset restarts the guest as its reset button does, at once.
+func (m *Machine) Reset(ctx context.Context) error {
+	return m.qmp.execute(ctx, "system_reset", nil, nil)
 }
 
 // Done is closed when QEMU has ended and all it said has been read.

@@ -8,8 +8,11 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -210,6 +213,11 @@ func (q *qmp) failure() error {
 // is nil. A command without an answer fails after commandTimeout, or earlier
 // if ctx says so.
 func (q *qmp) execute(ctx context.Context, command string, args, result any) error {
+	return q.send(ctx, command, args, result, nil)
+}
+
+// send is execute with a file that goes with the command, unless that is nil.
+func (q *qmp) send(ctx context.Context, command string, args, result any, file *os.File) error {
 	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
 
@@ -233,7 +241,7 @@ func (q *qmp) execute(ctx context.Context, command string, args, result any) err
 	if err != nil {
 		return fmt.Errorf("QMP %s: %w", command, err)
 	}
-	if err := q.write(ctx, append(line, '\n')); err != nil {
+	if err := q.write(ctx, append(line, '\n'), file); err != nil {
 		return fmt.Errorf("QMP %s: %w", command, err)
 	}
 
@@ -262,13 +270,25 @@ func (q *qmp) execute(ctx context.Context, command string, args, result any) err
 	return nil
 }
 
-func (q *qmp) write(ctx context.Context, line []byte) error {
+func (q *qmp) write(ctx context.Context, line []byte, file *os.File) error {
 	q.writeMu.Lock()
 	defer q.writeMu.Unlock()
 	deadline, _ := ctx.Deadline()
 	if err := q.conn.SetWriteDeadline(deadline); err != nil {
 		return err
 	}
-	_, err := q.conn.Write(line)
+	if file == nil {
+		_, err := q.conn.Write(line)
+		return err
+	}
+	conn, ok := q.conn.(*net.UnixConn)
+	if !ok {
+		return errors.New("files go through Unix sockets only")
+	}
+	// The file goes with the first byte, and the rest as far as there is room.
+	n, _, err := conn.WriteMsgUnix(line, unix.UnixRights(int(file.Fd())), nil)
+	if err == nil && n < len(line) {
+		_, err = conn.Write(line[n:])
+	}
 	return err
 }

@@ -5,9 +5,7 @@
 package vmm
 
 import (
-	"bytes"
 	"fmt"
-	"net"
 	"slices"
 	"strconv"
 	"strings"
@@ -49,18 +47,6 @@ const (
 	PanicPauses                    // the machine stops where it is and can be looked at through QMP
 )
 
-// ROMNone is the ROM of a NIC that has none: firmware must drive it by itself.
-const ROMNone = "none"
-
-// NIC is one network card, connected to a tap.
-type NIC struct {
-	Model     string           // QEMU's device name; empty: virtio-net-pci
-	MAC       net.HardwareAddr // six bytes, unicast, never empty
-	ROM       string           // option ROM; empty: QEMU's own iPXE; ROMNone; or a file
-	BootIndex int              // order among boot devices from 1; 0: not a boot device
-	Pcap      string           // file that gets a capture of all its packets; empty: none
-}
-
 // UEFI names the two halves of a UEFI firmware in flash, as FindUEFI returns
 // them. The zero value means BIOS.
 type UEFI struct {
@@ -81,7 +67,9 @@ type Spec struct {
 	CPUs      int    // 0: 1
 	MemoryMiB int    // 0: 1024
 	Accel     Accel  // empty: AccelTCG
-	NICs      []NIC  // each takes the tap at the same place in Options.Taps
+	NICs      []NIC  // those not of QEMU's user network take the next of Options.Taps
+	Disks     []Disk
+	Shares    []Share
 
 	// Direct boot. QEMU loads Kernel itself and the firmware runs it before
 	// any boot device. With iPXE as the kernel (ipxe.lkrn) the initrd is the
@@ -91,37 +79,15 @@ type Spec struct {
 	InitrdData []byte // instead of Initrd, without a file
 	Append     string // kernel command line
 
+	VarsFile string // the variable store of a UEFI, made from UEFI.Vars if missing; empty: in memory, for this run
+	TPM      string // directory for the state of a TPM 2.0, made if missing; empty: no TPM
+	VNC      string // Unix socket, made anew, that shows the machine's screen; empty: no screen
+	Sandbox  bool   // QEMU may not start programs, gain rights or change its priority
+
 	OnPanic PanicPolicy
 	Extra   []string // more arguments for QEMU, after all others
-}
 
-// The descriptors that a QEMU process inherits, in this order. Those that a
-// machine does not need are left out, and the later ones move up.
-type layout struct {
-	console, qmp       int
-	varsRead, varsEdit int // both ways to open the variable store; 0 with BIOS
-	initrd             int // 0 without InitrdData
-	taps               []int
-	count              int // all of them
-}
-
-const firstFD = 3 // what os/exec makes of ExtraFiles[0]
-
-func (s *Spec) layout() layout {
-	next := firstFD
-	take := func() int { next++; return next - 1 }
-	l := layout{console: take(), qmp: take()}
-	if s.UEFI != (UEFI{}) {
-		l.varsRead, l.varsEdit = take(), take()
-	}
-	if len(s.InitrdData) > 0 {
-		l.initrd = take()
-	}
-	for range s.NICs {
-		l.taps = append(l.taps, take())
-	}
-	l.count = next - firstFD
-	return l
+	handed bool // QEMU is handed files that it would otherwise open; Start decides
 }
 
 // Args returns the arguments of QEMU for the machine, without the program's
@@ -151,20 +117,25 @@ func (s Spec) Args() ([]string, error) {
 	if s.UEFI.SMM {
 		machine += ",smm=on"
 	}
-	if l.varsEdit != 0 {
+	if s.UEFI != (UEFI{}) {
 		machine += ",pflash0=code,pflash1=vars"
+	}
+	if s.sharedMemory() {
+		machine += ",memory-backend=ram"
+		add("-object", fmt.Sprintf("memory-backend-memfd,id=ram,size=%dM,share=on", s.memory()))
 	}
 	add("-machine", machine, "-accel", string(s.accel()), "-cpu", s.cpu())
 	add("-smp", strconv.Itoa(max(s.CPUs, 1)), "-m", strconv.Itoa(s.memory()))
-	add("-display", "none")
+	add(s.display()...)
+	if s.Sandbox {
+		add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
+	}
 
-	if l.varsEdit != 0 {
-		add("-blockdev", "node-name=code,driver=file,read-only=on,filename="+optValue(s.UEFI.Code))
-		// QEMU looks in the set for a descriptor opened the way it
-		// wants: to read first, then to write.
-		add("-add-fd", fmt.Sprintf("set=1,fd=%d", l.varsRead))
-		add("-add-fd", fmt.Sprintf("set=1,fd=%d", l.varsEdit))
-		add("-blockdev", "node-name=vars,driver=file,filename=/dev/fdset/1")
+	if s.UEFI != (UEFI{}) {
+		set, vars := l.set("vars")
+		add("-blockdev", "node-name=code,driver=file,read-only=on,filename="+optValue(l.file("code", s.UEFI.Code)))
+		add(set...)
+		add("-blockdev", "node-name=vars,driver=file,filename="+vars)
 	}
 	if s.UEFI.SMM {
 		add("-global", "driver=cfi.pflash01,property=secure,value=on")
@@ -174,11 +145,11 @@ func (s Spec) Args() ([]string, error) {
 		add("-fw_cfg", "name=opt/org.tianocore/IPv6PXESupport,string=n")
 	}
 
-	add("-chardev", fmt.Sprintf("socket,id=console,fd=%d", l.console), "-serial", "chardev:console")
-	add("-chardev", fmt.Sprintf("socket,id=qmp,fd=%d", l.qmp), "-mon", "chardev=qmp,mode=control")
+	add("-chardev", fmt.Sprintf("socket,id=console,fd=%d", l.fd("console")), "-serial", "chardev:console")
+	add("-chardev", fmt.Sprintf("socket,id=qmp,fd=%d", l.fd("qmp")), "-mon", "chardev=qmp,mode=control")
 
 	// Newer OVMF has no network without a source of randomness.
-	add("-device", "virtio-rng-pci")
+	add("-device", s.virtio("virtio-rng"))
 	// Reboots stay reboots: chainloading needs them.
 	add("-device", s.pvpanic())
 	if s.OnPanic == PanicPauses {
@@ -186,23 +157,19 @@ func (s Spec) Args() ([]string, error) {
 	} else {
 		add("-action", "panic=exit-failure")
 	}
-
-	for i, nic := range s.NICs {
-		add("-netdev", fmt.Sprintf("tap,id=net%d,fd=%d", i, l.taps[i]))
-		if nic.Pcap != "" {
-			add("-object", fmt.Sprintf("filter-dump,id=pcap%d,netdev=net%d,file=%s", i, i, optValue(nic.Pcap)))
-		}
-		add("-device", nic.device(i))
-	}
+	// NICs first: guests name them by their place on the bus, which must not
+	// depend on what else there is.
+	add(s.nicArgs(l)...)
+	add(s.diskArgs(l)...)
+	add(s.shareArgs(l)...)
+	add(s.tpmArgs(l)...)
+	add(s.screenDevices()...)
 
 	if s.Kernel != "" {
-		add("-kernel", s.Kernel)
+		add("-kernel", l.file("kernel", s.Kernel))
 	}
-	switch {
-	case l.initrd != 0:
-		add("-initrd", fdPath(l.initrd))
-	case s.Initrd != "":
-		add("-initrd", s.Initrd)
+	if s.Initrd != "" || len(s.InitrdData) > 0 {
+		add("-initrd", l.file("initrd", s.Initrd))
 	}
 	if s.Append != "" {
 		add("-append", s.Append)
@@ -227,12 +194,36 @@ func (s Spec) Command(qemu string) ([]string, error) {
 
 func (s *Spec) machine() string {
 	switch {
+	case s.Machine == microvm:
+		// Without ACPI it has no power button, and its kernel would have
+		// to be told of its devices on the command line.
+		return microvm + ",acpi=on"
 	case s.Machine != "":
 		return s.Machine
 	case s.Arch == ArchARM64:
 		return "virt"
 	}
 	return "q35"
+}
+
+// machineType is the machine without its options.
+func (s *Spec) machineType() string {
+	name, _, _ := strings.Cut(s.machine(), ",")
+	return name
+}
+
+// microvm is the machine without firmware and PCI, which starts the quickest:
+// its devices are on virtio-mmio.
+const microvm = "microvm"
+
+func (s *Spec) microvm() bool { return s.machineType() == microvm }
+
+// virtio is the name of a device of that kind for the machine's bus.
+func (s *Spec) virtio(kind string) string {
+	if s.microvm() {
+		return kind + "-device"
+	}
+	return kind + "-pci"
 }
 
 // pvpanic is the device by which a kernel tells that it panics.
@@ -271,25 +262,6 @@ func (s *Spec) memory() int {
 	return s.MemoryMiB
 }
 
-func (n *NIC) device(i int) string {
-	model := n.Model
-	if model == "" {
-		model = "virtio-net-pci"
-	}
-	d := fmt.Sprintf("%s,id=nic%d,netdev=net%d,mac=%s", model, i, i, n.MAC)
-	switch n.ROM {
-	case "":
-	case ROMNone:
-		d += ",romfile="
-	default:
-		d += ",romfile=" + optValue(n.ROM)
-	}
-	if n.BootIndex != 0 {
-		d += ",bootindex=" + strconv.Itoa(n.BootIndex)
-	}
-	return d
-}
-
 func (s *Spec) check() error {
 	switch s.accel() {
 	case AccelKVM, AccelTCG:
@@ -316,6 +288,18 @@ func (s *Spec) check() error {
 		return fmt.Errorf("UEFI variables %s without firmware code: name both, or neither for BIOS", s.UEFI.Vars)
 	case s.UEFI.Code != "" && s.UEFI.Vars == "":
 		return fmt.Errorf("UEFI firmware %s without a template of its variables: name both", s.UEFI.Code)
+	case s.microvm() && s.UEFI != (UEFI{}):
+		return fmt.Errorf("a microvm has no UEFI: it boots a kernel directly")
+	case s.microvm() && s.Kernel == "":
+		return fmt.Errorf("a microvm looks for no boot device: name a kernel")
+	case s.microvm() && s.TPM != "":
+		return fmt.Errorf("a microvm has no TPM: use another machine, or no TPM")
+	case s.microvm() && s.VNC != "":
+		return fmt.Errorf("a microvm has no screen: use another machine, or its console")
+	case s.VarsFile != "" && s.UEFI == UEFI{}:
+		return fmt.Errorf("a file for UEFI variables without a UEFI: leave %s out, or name a UEFI", s.VarsFile)
+	case len(s.VNC) > maxSocketPath:
+		return fmt.Errorf("%s is too long for a socket: use at most %d bytes", s.VNC, maxSocketPath)
 	case s.Kernel == "" && s.Append != "":
 		return fmt.Errorf("a kernel command line without a kernel: name a kernel to boot directly")
 	case s.Kernel == "" && (s.Initrd != "" || len(s.InitrdData) > 0):
@@ -328,48 +312,40 @@ func (s *Spec) check() error {
 			return fmt.Errorf("NIC %d: %w", i, err)
 		}
 	}
+	for i := range s.Disks {
+		if err := s.checkDisk(i); err != nil {
+			return fmt.Errorf("disk %d: %w", i, err)
+		}
+	}
+	for i := range s.Shares {
+		if err := s.checkShare(i); err != nil {
+			return fmt.Errorf("share %d: %w", i, err)
+		}
+	}
 	return s.checkStrings()
 }
 
-func (s *Spec) checkNIC(i int) error {
-	nic := s.NICs[i]
-	switch {
-	case len(nic.MAC) != 6:
-		return fmt.Errorf("it needs a MAC address of six bytes, not %d", len(nic.MAC))
-	case nic.MAC[0]&1 != 0:
-		return fmt.Errorf("%s is a group address: make the first byte even", nic.MAC)
-	case bytes.Equal(nic.MAC, make([]byte, 6)):
-		return fmt.Errorf("%s is no address: choose one such as 52:54:00:12:34:56", nic.MAC)
-	case nic.BootIndex < 0:
-		return fmt.Errorf("boot index %d: use 1 or more, 0 for a NIC that is not booted from", nic.BootIndex)
-	}
-	for j, other := range s.NICs[:i] {
-		if bytes.Equal(nic.MAC, other.MAC) {
-			return fmt.Errorf("%s is the MAC address of NIC %d already", nic.MAC, j)
-		}
-		if nic.BootIndex != 0 && nic.BootIndex == other.BootIndex {
-			return fmt.Errorf("boot index %d is that of NIC %d already", nic.BootIndex, j)
-		}
-	}
-	return nil
-}
-
 func (s *Spec) checkStrings() error {
-	fields := []string{s.Name, s.Machine, s.UEFI.Code, s.UEFI.Vars, s.CPU, s.Kernel, s.Initrd, s.Append}
+	fields := []string{s.Name, s.Machine, s.UEFI.Code, s.UEFI.Vars, s.CPU, s.Kernel, s.Initrd, s.Append, s.VarsFile, s.TPM, s.VNC}
 	for _, nic := range s.NICs {
 		fields = append(fields, nic.Model, nic.ROM, nic.Pcap)
+	}
+	for _, d := range s.Disks {
+		fields = append(fields, d.Path, d.Base, d.Serial)
+	}
+	for _, share := range s.Shares {
+		fields = append(fields, share.Tag, share.Path)
 	}
 	for _, v := range append(fields, s.Extra...) {
 		if strings.ContainsRune(v, 0) {
 			return fmt.Errorf("%q holds a NUL byte, which no program can be given", v)
 		}
 	}
+	// The rest of what is managed may be overridden by who starts a machine by
+	// hand: see CheckExtra.
 	for _, v := range s.Extra {
-		switch v {
-		case "-daemonize", "--daemonize":
-			return fmt.Errorf("%s takes QEMU out of our hands: leave it out", v)
-		case "-no-reboot", "--no-reboot":
-			return fmt.Errorf("%s ends the machine where a boot program restarts it: leave it out", v)
+		if o := option(v); o == "daemonize" || o == "no-reboot" {
+			return fmt.Errorf("%s: %s", v, managed[o])
 		}
 	}
 	return nil
@@ -377,9 +353,6 @@ func (s *Spec) checkStrings() error {
 
 // optValue escapes a value for QEMU's comma-separated options.
 func optValue(s string) string { return strings.ReplaceAll(s, ",", ",,") }
-
-// fdPath names an inherited descriptor as a file of QEMU's own.
-func fdPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
 
 // ShellQuote joins a command so that a POSIX shell reads the same words.
 func ShellQuote(argv []string) string {

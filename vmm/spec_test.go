@@ -1,12 +1,15 @@
 package vmm
 
 import (
+	"encoding/json"
 	"flag"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -73,6 +76,34 @@ var specs = map[string]Spec{
 		Kernel: "/k", InitrdData: []byte("x"),
 		Extra: []string{"-device", "usb-ehci", "-trace", "net*"},
 	},
+	"disks": {
+		Sandbox: true,
+		NICs:    []NIC{{MAC: mac1, BootIndex: 2}, {MAC: mac2, User: true, Model: "e1000"}},
+		Disks: []Disk{
+			{Path: `/d/a,b"c.qcow2`, Size: 1 << 30, BootIndex: 1, Serial: "system"},
+			{Path: "/d/overlay.qcow2", Base: "/d/base.qcow2"},
+			{Path: "/dev/vg/data", Format: FormatRaw, Bus: BusSCSI},
+			{Path: "/d/old.img", Format: FormatRaw, ReadOnly: true, Bus: BusSCSI},
+			{Base: "/d/base.img", Ephemeral: true, Bus: BusIDE},
+			{Path: "/d/image.qcow2", Ephemeral: true},
+			{Path: "/d/install.iso", CDROM: true, BootIndex: 3},
+		},
+	},
+	"declared": {
+		UEFI: UEFI{Code: "/fw/code.fd", Vars: "/fw/vars.fd"}, VarsFile: "/g/vars.fd", TPM: "/g/tpm", VNC: "/g/vnc", Sandbox: true,
+		Shares: []Share{{Tag: "a,b", Path: "/s/a,b: c"}, {Tag: "old", Path: "/s/old,1", Driver: Share9P, ReadOnly: true}},
+		NICs:   []NIC{{MAC: mac1, ROM: "/roms/a.rom", Pcap: "/p"}},
+	},
+	"declared-arm64": {
+		Arch: ArchARM64, UEFI: UEFI{Code: "/fw/code.fd", Vars: "/fw/vars.fd"}, TPM: "/g/tpm", VNC: "/g/vnc",
+		Disks: []Disk{{Path: "/d/a.iso", CDROM: true}},
+	},
+	"microvm": {
+		Machine: "microvm", Kernel: "/k", Initrd: "/i", Append: "console=ttyS0",
+		NICs:   []NIC{{MAC: mac1, Model: "virtio-net-pci"}},
+		Disks:  []Disk{{Path: "/d/a.img", Format: FormatRaw}, {Path: "/d/b.qcow2", Bus: BusSCSI}},
+		Shares: []Share{{Tag: "v", Path: "/v"}, {Tag: "p", Path: "/p", Driver: Share9P}},
+	},
 }
 
 func TestArgs(t *testing.T) {
@@ -118,22 +149,48 @@ func TestArgs(t *testing.T) {
 // Start passes as many descriptors as the arguments name.
 func TestArgsNameEveryDescriptor(t *testing.T) {
 	for name, spec := range specs {
-		args, err := spec.Args()
+		for _, spec.handed = range []bool{false, true} {
+			args, err := spec.Args()
+			if err != nil {
+				t.Fatal(err)
+			}
+			all := strings.Join(args, " ") + " "
+			for i, file := range spec.layout() {
+				fd := strconv.Itoa(firstFD + i)
+				if !strings.Contains(all, "fd="+fd+" ") && !strings.Contains(all, "fd="+fd+",") &&
+					!strings.Contains(all, fdPath(firstFD+i)+" ") && !strings.Contains(all, fdPath(firstFD+i)+",") {
+					t.Errorf("%s: descriptor %s, %s, is passed and not used: %s", name, fd, file, all)
+				}
+			}
+		}
+	}
+}
+
+// A keeper reads its machine from a file.
+func TestSpecSurvivesJSON(t *testing.T) {
+	for name, spec := range specs {
+		text, err := json.Marshal(spec)
 		if err != nil {
 			t.Fatal(err)
 		}
-		all := strings.Join(args, " ") + " "
-		l := spec.layout()
-		for fd := firstFD; fd < firstFD+l.count; fd++ {
-			named := false
-			for _, form := range []string{"fd=%", "/proc/self/fd/%"} {
-				f := strings.ReplaceAll(form, "%", string(rune('0'+fd)))
-				named = named || strings.Contains(all, f+" ") || strings.Contains(all, f+",")
-			}
-			if !named {
-				t.Errorf("%s: descriptor %d is passed and not used: %s", name, fd, all)
-			}
+		var again Spec
+		if err := json.Unmarshal(text, &again); err != nil {
+			t.Fatal(err)
 		}
+		if !reflect.DeepEqual(spec, again) {
+			t.Errorf("%s: %+v\nbecomes %+v", name, spec, again)
+		}
+	}
+}
+
+func TestCheckExtra(t *testing.T) {
+	for _, arg := range []string{"-S", "-qmp", "--mon", "-daemonize", "-no-reboot", "-sandbox", "-runas", "-chroot", "-pidfile", "-name", "-machine", "-m", "-smp", "-M", "-vnc", "-serial"} {
+		if err := CheckExtra([]string{"-device", "usb-ehci", arg, "x"}); err == nil || !strings.HasPrefix(err.Error(), arg+": ") {
+			t.Errorf("%s: %v", arg, err)
+		}
+	}
+	if err := CheckExtra([]string{"-device", "usb-ehci", "-usb", "-global", "driver=x,property=y,value=z", "-rtc", "base=localtime", "-smbios", "type=1,serial=m"}); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -166,6 +223,35 @@ func TestArgsRefuse(t *testing.T) {
 		{"same boot index", Spec{NICs: []NIC{{MAC: mac1, BootIndex: 1}, {MAC: mac2, BootIndex: 1}}}, "boot index 1 is that of NIC 0"},
 		{"NUL", Spec{Kernel: "/k", Append: "a\x00b"}, "NUL"},
 		{"NUL in a NIC", Spec{NICs: []NIC{{MAC: mac1, ROM: "a\x00b"}}}, "NUL"},
+		{"microvm with UEFI", Spec{Machine: "microvm", UEFI: uefi}, "no UEFI"},
+		{"microvm without kernel", Spec{Machine: "microvm,acpi=on"}, "name a kernel"},
+		{"microvm with TPM", Spec{Machine: "microvm", Kernel: "/k", TPM: "/t"}, "no TPM"},
+		{"microvm with a screen", Spec{Machine: "microvm", Kernel: "/k", VNC: "/v"}, "no screen"},
+		{"microvm with e1000", Spec{Machine: "microvm", Kernel: "/k", NICs: []NIC{{MAC: mac1, Model: "e1000"}}}, "no bus for e1000"},
+		{"microvm with a ROM", Spec{Machine: "microvm", Kernel: "/k", NICs: []NIC{{MAC: mac1, ROM: "/r"}}}, "no option ROMs"},
+		{"microvm with IDE", Spec{Machine: "microvm", Kernel: "/k", Disks: []Disk{{Path: "/d", Bus: BusIDE}}}, "no bus ide"},
+		{"variables without UEFI", Spec{VarsFile: "/v"}, "without a UEFI"},
+		{"long socket", Spec{VNC: strings.Repeat("v", 108)}, "too long"},
+		{"disk without path", Spec{Disks: []Disk{{Ephemeral: true}}}, "disk 0: it needs the path"},
+		{"disk format", Spec{Disks: []Disk{{Path: "/d", Format: "vmdk"}}}, "use qcow2 or raw"},
+		{"disk size", Spec{Disks: []Disk{{Path: "/d", Size: -1}}}, "positive"},
+		{"CD with size", Spec{Disks: []Disk{{Path: "/d", CDROM: true, Size: 1}}}, "a CD is what it is"},
+		{"CD on virtio", Spec{Disks: []Disk{{Path: "/d", CDROM: true, Bus: BusVirtio}}}, "not virtio"},
+		{"read-only and ephemeral", Spec{Disks: []Disk{{Path: "/d", ReadOnly: true, Ephemeral: true}}}, "leave one out"},
+		{"read-only with base", Spec{Disks: []Disk{{Path: "/d", ReadOnly: true, Base: "/b"}}}, "make the base the disk"},
+		{"raw with base", Spec{Disks: []Disk{{Path: "/d", Format: FormatRaw, Base: "/b"}}}, "use qcow2"},
+		{"disk bus", Spec{Disks: []Disk{{Path: "/d", Bus: "floppy"}}}, "use virtio, scsi or ide"},
+		{"read-only on IDE", Spec{Disks: []Disk{{Path: "/d", Bus: BusIDE, ReadOnly: true}}}, "use virtio or scsi"},
+		{"long serial", Spec{Disks: []Disk{{Path: "/d", Serial: strings.Repeat("s", 21)}}}, "20 bytes"},
+		{"same disk", Spec{Disks: []Disk{{Path: "/d"}, {Path: "/d", ReadOnly: true}}}, "disk 1: /d is disk 0"},
+		{"boot index of two disks", Spec{Disks: []Disk{{Path: "/d", BootIndex: 1}, {Path: "/e", BootIndex: 1}}}, "that of disk 0"},
+		{"boot index of a NIC and a disk", Spec{Disks: []Disk{{Path: "/d", BootIndex: 1}}, NICs: []NIC{{MAC: mac1, BootIndex: 1}}}, "that of NIC 0"},
+		{"NUL in a disk", Spec{Disks: []Disk{{Path: "a\x00b"}}}, "NUL"},
+		{"share without tag", Spec{Shares: []Share{{Path: "/s"}}}, "share 0: it needs a tag"},
+		{"long tag", Spec{Shares: []Share{{Tag: strings.Repeat("t", 32), Path: "/s"}}}, "31 bytes"},
+		{"share without path", Spec{Shares: []Share{{Tag: "t"}}}, "path of a directory"},
+		{"share driver", Spec{Shares: []Share{{Tag: "t", Path: "/s", Driver: "nfs"}}}, "use virtiofs or 9p"},
+		{"same tag", Spec{Shares: []Share{{Tag: "t", Path: "/s"}, {Tag: "t", Path: "/r"}}}, "that of share 0"},
 		{"daemonize", Spec{Extra: []string{"-daemonize"}}, "leave it out"},
 		{"no-reboot", Spec{Extra: []string{"--no-reboot"}}, "leave it out"},
 	} {

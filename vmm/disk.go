@@ -1,0 +1,249 @@
+package vmm
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+)
+
+// The formats of disk images.
+const (
+	FormatQCOW2 = "qcow2"
+	FormatRaw   = "raw"
+)
+
+// The ways in which a disk is connected.
+const (
+	BusVirtio = "virtio"
+	BusSCSI   = "scsi"
+	BusIDE    = "ide"
+)
+
+// Disk is a disk or a CD. The image must exist when the machine starts:
+// EnsureDisk makes it. When the disk of the host that holds it is full, the
+// guest is paused in the middle of its write and goes on, none the wiser, once
+// there is room again: see Machine.Trouble.
+type Disk struct {
+	Path      string // image, or with FormatRaw a block device; may be empty if ephemeral with a base
+	Format    string // FormatQCOW2, which empty means but for a CD, or FormatRaw
+	Size      int64  // bytes, of an image that EnsureDisk makes; 0: as large as Base
+	Base      string // image that is never written to, below what the guest writes; empty: none
+	Ephemeral bool   // what the guest writes is lost when the machine ends; Base, else Path, is what it starts from
+	ReadOnly  bool
+	CDROM     bool   // Path is an ISO image
+	Bus       string // BusVirtio, BusSCSI or BusIDE; empty: virtio, for a CD what the machine has
+	BootIndex int    // order among boot devices, NICs too, from 1; 0: not a boot device
+	Serial    string // that the guest reads, at most 20 bytes; empty: none
+
+	baseFormat string // of Base; Start finds out
+}
+
+func (d *Disk) format() string {
+	switch {
+	case d.Format != "":
+		return d.Format
+	case d.CDROM:
+		return FormatRaw
+	}
+	return FormatQCOW2
+}
+
+func (d *Disk) bus(s *Spec) string {
+	switch {
+	case d.Bus != "":
+		return d.Bus
+	case !d.CDROM:
+		return BusVirtio
+	case s.Arch == ArchARM64 || s.microvm():
+		return BusSCSI
+	}
+	return BusIDE
+}
+
+func (d *Disk) readOnly() bool { return d.ReadOnly || d.CDROM }
+
+// node is one image of the chain that makes a disk.
+type node struct {
+	name     string // of its descriptor and, in QEMU, of the block node
+	path     string // empty: made by Start and on no path
+	format   string
+	readOnly bool
+}
+
+// nodes are the disk's images: what the guest writes to, then what lies below.
+func (d *Disk) nodes(i int) []node {
+	id := nth("disk", i)
+	base := node{name: id + "-base", path: d.Base, format: d.baseFormat, readOnly: true}
+	if base.format == "" {
+		base.format = FormatRaw
+		if strings.HasSuffix(d.Base, ".qcow2") {
+			base.format = FormatQCOW2
+		}
+	}
+	top := node{name: id, path: d.Path, format: d.format(), readOnly: d.readOnly()}
+	if d.Ephemeral {
+		if d.Base == "" {
+			base.path, base.format = d.Path, d.format()
+		}
+		return []node{{name: id, format: FormatQCOW2}, base}
+	}
+	if d.Base != "" {
+		return []node{top, base}
+	}
+	return []node{top}
+}
+
+// diskArgs describe each image of each disk to QEMU, so that it opens nothing
+// that an image names in its header.
+func (s *Spec) diskArgs(l layout) (args []string) {
+	scsi := false
+	for i := range s.Disks {
+		d := &s.Disks[i]
+		nodes := d.nodes(i)
+		for j := len(nodes) - 1; j >= 0; j-- {
+			below := ""
+			if j+1 < len(nodes) {
+				below = nodes[j+1].name
+			}
+			args = append(args, nodes[j].args(l, below)...)
+		}
+		if d.bus(s) == BusSCSI && !scsi {
+			scsi = true
+			args = append(args, "-device", s.virtio("virtio-scsi")+",id=scsi")
+		}
+		args = append(args, "-device", s.diskDevice(i))
+	}
+	return args
+}
+
+// args declare the image on top of the node below.
+func (n *node) args(l layout, below string) []string {
+	args, file := l.set(n.name)
+	// What the guest discards is given back to the host. Caching is QEMU's
+	// default: the host's page cache, flushed when the guest flushes.
+	type common struct {
+		Driver   string `json:"driver"`
+		Node     string `json:"node-name"`
+		ReadOnly bool   `json:"read-only"`
+		Discard  string `json:"discard"`
+	}
+	fileNode := struct {
+		common
+		Filename string `json:"filename"`
+	}{common{"file", n.name + "-file", n.readOnly, "unmap"}, file}
+	formatNode := struct {
+		common
+		File string `json:"file"`
+		// In qcow2, null keeps QEMU from what the header names.
+		Backing json.RawMessage `json:"backing,omitempty"`
+	}{common: common{n.format, n.name, n.readOnly, "unmap"}, File: fileNode.Node}
+	if n.format == FormatQCOW2 {
+		formatNode.Backing, _ = json.Marshal(nonEmpty(below))
+	}
+	for _, v := range []any{fileNode, formatNode} {
+		text, _ := json.Marshal(v) // strings and booleans always can be
+		args = append(args, "-blockdev", string(text))
+	}
+	return args
+}
+
+// nonEmpty returns nil for an empty string.
+func nonEmpty(s string) *string {
+	if s == "" {
+		return nil
+	}
+	return &s
+}
+
+func (s *Spec) diskDevice(i int) string {
+	d := &s.Disks[i]
+	var dev string
+	switch d.bus(s) {
+	case BusSCSI:
+		dev = "scsi-hd,bus=scsi.0"
+		if d.CDROM {
+			dev = "scsi-cd,bus=scsi.0"
+		}
+	case BusIDE:
+		dev = "ide-hd"
+		if d.CDROM {
+			dev = "ide-cd"
+		}
+	default:
+		dev = s.virtio("virtio-blk")
+	}
+	id := nth("disk", i)
+	dev += ",id=" + id + "-dev,drive=" + id
+	if !d.readOnly() {
+		// A full disk of the host is the host's trouble: the guest waits.
+		// Other errors are those of a broken disk, which it should see.
+		dev += ",werror=enospc,rerror=report"
+	}
+	if d.Serial != "" {
+		dev += ",serial=" + optValue(d.Serial)
+	}
+	if d.BootIndex != 0 {
+		dev += fmt.Sprintf(",bootindex=%d", d.BootIndex)
+	}
+	return dev
+}
+
+// check finds what no machine can have.
+func (d *Disk) check() error {
+	switch {
+	case d.Path == "" && !(d.Ephemeral && d.Base != ""):
+		return fmt.Errorf("it needs the path of its image")
+	case d.Format != "" && d.Format != FormatQCOW2 && d.Format != FormatRaw:
+		return fmt.Errorf("format %q: use qcow2 or raw", d.Format)
+	case d.Size < 0:
+		return fmt.Errorf("%d bytes: use a positive size", d.Size)
+	case d.CDROM && (d.Base != "" || d.Ephemeral || d.Size != 0):
+		return fmt.Errorf("a CD is what it is: it has neither size nor base and nothing ephemeral")
+	case d.ReadOnly && d.Ephemeral:
+		return fmt.Errorf("it is read-only, so there is nothing ephemeral: leave one out")
+	case d.ReadOnly && d.Base != "":
+		return fmt.Errorf("it is read-only, so there is nothing above its base: make the base the disk")
+	case d.Base != "" && d.format() == FormatRaw && !d.Ephemeral:
+		return fmt.Errorf("a raw image has no base: use qcow2")
+	}
+	return nil
+}
+
+func (s *Spec) checkDisk(i int) error {
+	d := &s.Disks[i]
+	if err := d.check(); err != nil {
+		return err
+	}
+	switch bus := d.bus(s); {
+	case bus != BusVirtio && bus != BusSCSI && bus != BusIDE:
+		return fmt.Errorf("bus %q: use virtio, scsi or ide", d.Bus)
+	case d.CDROM && bus == BusVirtio:
+		return fmt.Errorf("a CD is on the bus ide or scsi, not virtio")
+	case bus == BusIDE && (s.Arch == ArchARM64 || s.microvm()):
+		return fmt.Errorf("a machine %s has no bus ide: use virtio or scsi", s.machineType())
+	case bus == BusIDE && d.ReadOnly && !d.CDROM:
+		return fmt.Errorf("a disk on the bus ide cannot be read-only: use virtio or scsi")
+	case d.BootIndex < 0:
+		return fmt.Errorf("boot index %d: use 1 or more, 0 for a disk that is not booted from", d.BootIndex)
+	case len(d.Serial) > 20:
+		return fmt.Errorf("serial %q is longer than 20 bytes", d.Serial)
+	}
+	for j := range s.Disks[:i] {
+		other := &s.Disks[j]
+		switch {
+		case d.Path != "" && d.Path == other.Path && !(d.keepsPath() && other.keepsPath()):
+			return fmt.Errorf("%s is disk %d already", d.Path, j)
+		case d.BootIndex != 0 && d.BootIndex == other.BootIndex:
+			return fmt.Errorf("boot index %d is that of disk %d already", d.BootIndex, j)
+		}
+	}
+	for j, nic := range s.NICs {
+		if d.BootIndex != 0 && d.BootIndex == nic.BootIndex {
+			return fmt.Errorf("boot index %d is that of NIC %d already", d.BootIndex, j)
+		}
+	}
+	return nil
+}
+
+// keepsPath tells whether the image at Path stays as it is.
+func (d *Disk) keepsPath() bool { return d.readOnly() || d.Ephemeral }

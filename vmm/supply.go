@@ -1,0 +1,219 @@
+package vmm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// supplies are the files that a QEMU inherits, by their names in the layout,
+// and our ends of those that are connections.
+type supplies struct {
+	files        map[string]*os.File
+	taps         map[string]*os.File // the caller's, who closes them
+	console, qmp net.Conn
+}
+
+// close closes what QEMU was to inherit: it has it now, or never will.
+func (s *supplies) close() {
+	for _, f := range s.files {
+		f.Close()
+	}
+}
+
+// abandon closes our ends, too.
+func (s *supplies) abandon() {
+	for _, c := range []net.Conn{s.console, s.qmp} {
+		if c != nil {
+			c.Close()
+		}
+	}
+}
+
+// inOrder are the files as the layout has them.
+func (s *supplies) inOrder(l layout) ([]*os.File, error) {
+	files := make([]*os.File, len(l))
+	for i, name := range l {
+		if files[i] = s.files[name]; files[i] == nil {
+			files[i] = s.taps[name]
+		}
+		if files[i] == nil {
+			return nil, fmt.Errorf("there is no file for QEMU's %s", name)
+		}
+	}
+	return files, nil
+}
+
+// supply makes and opens all that QEMU inherits but its taps. What it has made
+// so far comes with an error.
+func (m *Machine) supply(ctx context.Context) (*supplies, error) {
+	s := &supplies{files: map[string]*os.File{}, taps: map[string]*os.File{}}
+	for name, end := range map[string]*net.Conn{"console": &s.console, "qmp": &s.qmp} {
+		f, conn, err := socketpair()
+		if err != nil {
+			return s, err
+		}
+		s.files[name], *end = f, conn
+	}
+	if m.spec.UEFI != (UEFI{}) {
+		if err := s.addVars(m.spec.UEFI.Vars, m.spec.VarsFile); err != nil {
+			return s, err
+		}
+	}
+	if len(m.spec.InitrdData) > 0 {
+		initrd, err := memoryFile("initrd", m.spec.InitrdData)
+		if err != nil {
+			return s, err
+		}
+		s.files["initrd"] = initrd
+	}
+	for i := range m.spec.Disks {
+		if err := s.addDisk(ctx, &m.spec.Disks[i], i); err != nil {
+			return s, fmt.Errorf("disk %d: %w", i, err)
+		}
+	}
+	return s, nil
+}
+
+// addVars opens a machine's variable store, which is made of the template if
+// need be.
+func (s *supplies) addVars(template, path string) error {
+	content, err := os.ReadFile(template)
+	if err != nil {
+		return fmt.Errorf("template of the UEFI variables: %w", err)
+	}
+	if path == "" {
+		vars, err := memoryFile("uefi-vars", content)
+		if err != nil {
+			return err
+		}
+		s.files["vars"+edit] = vars
+		s.files["vars"], err = os.Open(fdPath(int(vars.Fd())))
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+		_, err := publish(path, func(f *os.File) error { _, err := f.Write(content); return err })
+		if err != nil {
+			return fmt.Errorf("UEFI variables: %w", err)
+		}
+	}
+	if err := s.open("vars", path, false); err != nil {
+		return fmt.Errorf("UEFI variables: %w", err)
+	}
+	st, err := s.files["vars"].Stat()
+	if err == nil && st.Size() != int64(len(content)) {
+		err = fmt.Errorf("UEFI variables: %s has %d bytes and is for another firmware, whose variables take %d: move it away, and a new one is made", path, st.Size(), len(content))
+	}
+	return err
+}
+
+// open opens an image to be read and, unless it is read-only, to be written to.
+func (s *supplies) open(name, path string, readOnly bool) (err error) {
+	if s.files[name], err = openImage(path, os.O_RDONLY); err != nil || readOnly {
+		return err
+	}
+	s.files[name+edit], err = openImage(path, os.O_RDWR)
+	return err
+}
+
+// addDisk opens the images of a disk.
+func (s *supplies) addDisk(ctx context.Context, d *Disk, i int) error {
+	if d.Path != "" && !(d.Ephemeral && d.Base != "") {
+		if err := d.verify(); err != nil {
+			return err
+		}
+	}
+	for _, n := range d.nodes(i) {
+		if n.path == "" {
+			continue
+		}
+		if err := s.open(n.name, n.path, n.readOnly); err != nil {
+			return err
+		}
+	}
+	if !d.Ephemeral {
+		return nil
+	}
+	below := d.nodes(i)[1]
+	im, err := inspect(below.path)
+	if err != nil {
+		return err
+	}
+	f, err := scratch(d.Path)
+	if err != nil {
+		return err
+	}
+	name := nth("disk", i)
+	s.files[name+edit] = f
+	if err := formatQCOW2(ctx, f, max(im.size, d.Size), "", ""); err != nil {
+		return err
+	}
+	s.files[name], err = os.Open(fdPath(int(f.Fd())))
+	return err
+}
+
+// scratch makes a file without a name, beside path if that is not empty.
+func scratch(path string) (*os.File, error) {
+	dir := "/var/tmp" // what is large and goes again
+	if path != "" {
+		dir = filepath.Dir(path)
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return nil, err
+		}
+	}
+	f, name, err := newFile(dir)
+	if name != "" {
+		os.Remove(name)
+	}
+	return f, err
+}
+
+// addTaps adds the taps.
+func (s *supplies) addTaps(nics []NIC, taps []*os.File) {
+	next := 0
+	for i, nic := range nics {
+		if !nic.User {
+			s.taps[nth("tap", i)] = taps[next]
+			next++
+		}
+	}
+}
+
+// socketpair returns one end as a file to pass on and one to use.
+func socketpair() (*os.File, net.Conn, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("socketpair: %w", err)
+	}
+	theirs, ours := os.NewFile(uintptr(fds[0]), "qemu"), os.NewFile(uintptr(fds[1]), "vmm")
+	conn, err := net.FileConn(ours)
+	ours.Close()
+	if err != nil {
+		theirs.Close()
+		return nil, nil, fmt.Errorf("socketpair: %w", err)
+	}
+	return theirs, conn, nil
+}
+
+// memoryFile returns a file that exists nowhere but in memory.
+func memoryFile(name string, data []byte) (*os.File, error) {
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("memory for %s: %w", name, err)
+	}
+	f := os.NewFile(uintptr(fd), name)
+	if _, err := f.Write(data); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("memory for %s: %w", name, err)
+	}
+	return f, nil
+}
