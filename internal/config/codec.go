@@ -45,8 +45,7 @@ func oneOf[T ~string](words ...T) codec[T] {
 	for i, w := range words {
 		quoted[i] = strconv.Quote(string(w))
 	}
-	last := len(words) - 1
-	want := strings.Join(quoted[:last], ", ") + " or " + quoted[last]
+	want := wordList(quoted, "or")
 	return codec[T]{
 		want: want,
 		parse: func(s string) (T, error) {

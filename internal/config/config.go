@@ -39,6 +39,8 @@ type Config struct {
 	Machines []Machine          // in the order of the file
 	Rules    []Rule             // in the order of the file
 	Guest    Guest
+	Guests   []DeclaredGuest // in the order of the file
+	BaseMAC  boot.MAC        // whose second and third byte assigned MACs have
 }
 
 // Segment is a network that is served. At most one of Interface, Bridge and
@@ -165,6 +167,7 @@ type Server struct {
 	NBP            map[boot.Platform]string // absolute paths of boot programs, instead of those that ecboot carries
 	Shim           map[boot.Platform]string // absolute paths of shims for Secure Boot, instead of those that are installed
 	GRUB           map[boot.Platform]string // and of the GRUBs that they load
+	OperatorGroup  string                   // whose members may use guests without being root
 }
 
 // DefaultProfile is the profile of machines that name none. A file that does
@@ -282,7 +285,7 @@ func Default() *Config {
 	private.Pool = []Range{derivePool(defaultAddress)}
 	return &Config{
 		Segments: []Segment{private},
-		Server:   Server{HTTPPort: 80},
+		Server:   Server{OperatorGroup: "ecboot", HTTPPort: 80},
 		Profiles: map[string]Profile{DefaultProfile: {
 			Name:    DefaultProfile,
 			Kernel:  EmbeddedKernel,
@@ -300,6 +303,7 @@ func Default() *Config {
 			Accel:    "auto",
 			Timeout:  5 * time.Minute,
 		},
+		BaseMAC: boot.MAC{0x02, 0x01, 0x27},
 	}
 }
 
@@ -360,7 +364,11 @@ func Load(path string) (*Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("configuration file: %w", err)
 	}
-	c, r := parse(path, data)
+	host, err := os.Hostname()
+	if err != nil || host == "" {
+		host = "localhost"
+	}
+	c, r := parse(path, data, host)
 	if !r.broken {
 		r.readFiles(c)
 		r.readPrograms(c)
@@ -371,18 +379,20 @@ func Load(path string) (*Config, error) {
 	return c, nil
 }
 
-// Parse reads the text of a file without looking at the files that it names;
-// Profile.Script stays empty. Relative paths are taken from the directory of
-// name. Mistakes are returned as Problems.
+// Parse reads the text of a file without looking at this machine:
+// Profile.Script stays empty, and so does the Node of a guest for which the file
+// has none. Relative paths are taken from the directory of name. Mistakes are
+// returned as Problems.
 func Parse(name string, data []byte) (*Config, error) {
-	c, r := parse(name, data)
+	c, r := parse(name, data, "")
 	if err := r.err(); err != nil {
 		return nil, err
 	}
 	return c, nil
 }
 
-func parse(name string, data []byte) (*Config, *reader) {
+// parse reads a file on the machine called host; empty: on any.
+func parse(name string, data []byte, host string) (*Config, *reader) {
 	r := newReader(name, data)
 	c := Default()
 	root := r.document()
@@ -390,6 +400,7 @@ func parse(name string, data []byte) (*Config, *reader) {
 		return c, r
 	}
 	fileKeys(&section{r: r, in: root}, c)
+	r.nameNodes(c, host)
 	r.check(c)
 	return c, r
 }

@@ -52,7 +52,7 @@ func TestMistakes(t *testing.T) {
 		// Structure.
 		{"unknown table", "[segmant]\n", []string{"1:2: segmant: is not a key of ecboot's; did you mean segment?"}},
 		{"key without table", "pool = 1\n", []string{"1:1: pool: is not a key of ecboot's; pool belongs in [segment.NAME]"}},
-		{"key of another section", "[guest]\nmac = 1\n", []string{"2:1: guest.mac: is not a key of ecboot's; mac belongs in [[machine]]"}},
+		{"key of another section", "[guest]\nmac = 1\n", []string{"2:1: guest.mac: is not a key of ecboot's; mac belongs in [[guest.NAME.nic]], [[machine]] or [[match]]"}},
 		{"strange key", "[server]\nwizardry = 1\n", []string{"2:1: server.wizardry: is not a key of ecboot's; the keys in [server] are state_dir, http_port"}},
 		{"strange key in quotes", "[server]\n\"a.b\" = 1\n\"\" = 2\n", []string{`2:1: server."a.b": is not`, `3:1: server."": is not`}},
 		{"duplicate table", "[guest]\ncpus = 2\n[guest]\ncpus = 2\nmachine = 3\n", []string{
@@ -270,6 +270,7 @@ func checkRoundTrip(t *testing.T, c *Config) {
 	for i, seg := range c.Segments {
 		want.Segments[i].Unknown = seg.Policy()
 	}
+	want.Guests = slices.Clone(c.Guests)
 	for _, l := range []*Config{&want, again} {
 		normalize(l)
 	}
@@ -336,6 +337,7 @@ var (
 	exampleLine = regexp.MustCompile(`^#([a-z_]+ = |\[)`)
 	settingLine = regexp.MustCompile(`^[a-z_]+ = `)
 	keyOfLine   = regexp.MustCompile(`^#?([a-z_]+) = `)
+	pathInGuest = regexp.MustCompile(`"/[^"]*"`)
 	tableOfLine = regexp.MustCompile(`^#?\[\[?([^\]]+)\]`)
 )
 
@@ -355,7 +357,7 @@ func TestReferenceExamples(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v\n%s", err, b.String())
 	}
-	if len(c.Machines) != 1 || len(c.Rules) != 1 || len(c.Profiles) != 7 || len(c.Segments) != 5 {
+	if len(c.Machines) != 1 || len(c.Rules) != 1 || len(c.Profiles) != 7 || len(c.Segments) != 5 || len(c.Guests) != 4 {
 		t.Errorf("examples are missing:\n%s", c.Show())
 	}
 	checkRoundTrip(t, c)
@@ -366,7 +368,9 @@ func TestReferenceExamples(t *testing.T) {
 func TestReferenceIsComplete(t *testing.T) {
 	documented := documentedKeys(t, Reference)
 	for _, key := range Keys() {
-		if !slices.Contains(documented, key) {
+		// A guest's own keys include those that it inherits.
+		inherited, isGuest := strings.CutPrefix(key, "guest.NAME.")
+		if !slices.Contains(documented, key) && !(isGuest && slices.Contains(documented, "guest."+inherited)) {
 			t.Errorf("%s is not in reference.toml", key)
 		}
 	}
@@ -387,7 +391,7 @@ func documentedKeys(t *testing.T, text string) (keys []string) {
 				_, sub, nested := strings.Cut(rest, ".")
 				table = profile + ".NAME"
 				if nested {
-					table += "." + sub
+					table += "." + pathInGuest.ReplaceAllString(sub, "PATH")
 				}
 			}
 			if strings.Contains(line, "[[") {

@@ -18,7 +18,7 @@ func fileKeys(s *section, c *Config) {
 		serverKeys(sub, &c.Server)
 	}
 	if sub := s.sub("guest"); sub != nil {
-		guestKeys(sub, &c.Guest)
+		guestSection(sub, c)
 	}
 	profileTables(s, c)
 	tableArray(s, "machine", &c.Machines, machineKeys)
@@ -128,21 +128,7 @@ func serverKeys(s *section, srv *Server) {
 	pairs(s, "nbp", platform, s.filePath(), &srv.NBP)
 	pairs(s, "shim", platform, s.filePath(), &srv.Shim)
 	pairs(s, "grub", platform, s.filePath(), &srv.GRUB)
-	s.end()
-}
-
-func guestKeys(s *section, g *Guest) {
-	key(s, "arch", oneOf("amd64", "arm64"), &g.Arch)
-	key(s, "firmware", oneOf("bios", "uefi", "uefi-ia32"), &g.Firmware)
-	key(s, "secure_boot", boolean, &g.SecureBoot)
-	key(s, "machine", oneOf("q35", "pc"), &g.Machine)
-	key(s, "memory", guestMemory, &g.Memory)
-	key(s, "cpus", cpuCount, &g.CPUs)
-	key(s, "nic", deviceModel, &g.NIC)
-	key(s, "rom", oneOf("default", "none"), &g.ROM)
-	key(s, "accel", oneOf("auto", "kvm", "tcg"), &g.Accel)
-	key(s, "timeout", bootTimeout, &g.Timeout)
-	key(s, "append", optional(kernelWords), &g.Append)
+	key(s, "operator_group", userName, &srv.OperatorGroup)
 	s.end()
 }
 
@@ -251,8 +237,9 @@ func initramfsKeys(s *section, i *Initramfs) {
 func tableArray[T any](s *section, name string, p *[]T, keys func(*section, *T)) {
 	if s.writing() {
 		for i := range *p {
-			fmt.Fprintf(s.out, "\n[[%s]]\n", name)
-			keys(&section{out: s.out}, &(*p)[i])
+			path := s.key(name)
+			fmt.Fprintf(s.out, "\n[[%s]]\n", path)
+			keys(&section{path: path, out: s.out}, &(*p)[i])
 		}
 		return
 	}
@@ -260,15 +247,16 @@ func tableArray[T any](s *section, name string, p *[]T, keys func(*section, *T))
 	if v == nil {
 		return
 	}
+	path := s.key(name)
 	if v.kind != kindList {
-		s.r.problem(name, v.at, "is "+v.kind.String(), fmt.Sprintf("write [[%s]], in two brackets, before the keys of each %[1]s", name))
+		s.r.problem(path, v.at, "is "+v.kind.String(), fmt.Sprintf("write [[%s]], in two brackets, before the keys of each %s", path, name))
 		return
 	}
 	for i, element := range v.list {
 		// One that is no table keeps its place, so that the numbers of the
 		// others are those of the file.
 		var one T
-		if sub := s.r.table(fmt.Sprintf("%s[%d]", name, i), element); sub != nil {
+		if sub := s.r.table(fmt.Sprintf("%s[%d]", path, i), element); sub != nil {
 			keys(sub, &one)
 		}
 		*p = append(*p, one)
@@ -333,10 +321,24 @@ func (c *Config) Show() string {
 	return strings.TrimPrefix(out.String(), "\n")
 }
 
+// keyTables is a file with every table that there is.
+const keyTables = `
+[segment.NAME]
+[server]
+[guest.NAME.limits]
+[[guest.NAME.nic]]
+[[guest.NAME.disk]]
+[[guest.NAME.share]]
+[guest.NAME.zfs.PATH]
+[profile.NAME.initramfs]
+[[machine]]
+[[match]]
+`
+
 // Keys returns the path of every key that a file can have, such as
 // "segment.pool", "profile.NAME.kernel" and "machine[].mac".
 func Keys() []string {
-	r := newReader("", []byte("[segment.NAME]\n[server]\n[guest]\n[profile.NAME.initramfs]\n[[machine]]\n[[match]]\n"))
+	r := newReader("", []byte(keyTables))
 	fileKeys(&section{r: r, in: r.document()}, Default())
 	for i, k := range r.keys {
 		r.keys[i] = strings.Replace(k, "[0]", "[]", 1)

@@ -80,7 +80,8 @@ type section struct {
 	r     *reader
 	in    *table
 	out   *strings.Builder
-	known []string
+	known []string // its keys
+	named []string // names that the file has chosen
 }
 
 func (s *section) writing() bool { return s.out != nil }
@@ -134,6 +135,14 @@ func optional[T comparable](c codec[T]) codec[T] {
 		return parse(s)
 	}
 	c.optional = true
+	return c
+}
+
+// written hides the zero value, which a file cannot write.
+func written[T comparable](c codec[T]) codec[T] {
+	parse := c.parse
+	c = optional(c)
+	c.parse = parse
 	return c
 }
 
@@ -299,7 +308,7 @@ func (s *section) end() {
 		return
 	}
 	for _, name := range s.in.order {
-		if !slices.Contains(s.known, name) {
+		if !slices.Contains(s.known, name) && !slices.Contains(s.named, name) {
 			s.r.problem(s.key(name), s.in.byName[name].at, "is not a key of ecboot's", s.suggest(name))
 		}
 	}
@@ -308,10 +317,14 @@ func (s *section) end() {
 // suggest says what an unknown key may have been meant to be: one of another
 // section, or one of its own by a slip of the finger.
 func (s *section) suggest(name string) string {
+	var elsewhere []string
 	for _, k := range Keys() {
-		if section, last, ok := cutLast(k); ok && last == name {
-			return fmt.Sprintf("%s belongs in %s", name, header(section))
+		if section, last, ok := cutLast(k); ok && last == name && section != "" {
+			elsewhere = append(elsewhere, header(section))
 		}
+	}
+	if n := len(elsewhere); n > 0 {
+		return name + " belongs in " + wordList(elsewhere, "or")
 	}
 	best, distance := "", max(1, len(name)/3)+1
 	for _, k := range s.known {
@@ -330,10 +343,19 @@ func (s *section) suggest(name string) string {
 }
 
 func header(path string) string {
-	if name, _, array := strings.Cut(path, "["); array {
-		return "[[" + name + "]]"
+	if i := strings.LastIndexByte(path, '['); i >= 0 && path[len(path)-1] == ']' {
+		return "[[" + path[:i] + "]]"
 	}
 	return "[" + path + "]"
+}
+
+// wordList is a, b and c, joined by what is between the last two.
+func wordList(words []string, last string) string {
+	n := len(words) - 1
+	if n < 1 {
+		return strings.Join(words, "")
+	}
+	return strings.Join(words[:n], ", ") + " " + last + " " + words[n]
 }
 
 func cutLast(path string) (before, after string, ok bool) {
