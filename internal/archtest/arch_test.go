@@ -59,6 +59,7 @@ var layers = []layer{
 	{pkg: "internal/config", ours: []string{"internal/boot"},
 		why: "each package has a small config of its own, into which cmd/ecboot translates the file's"},
 
+	{pkg: "internal/guest", ours: []string{"internal/boot", "internal/config"}, why: "it decides on the addresses of guests that the configuration declares, and runs none"},
 	{pkg: "internal/fleet", ours: []string{"internal/boot", "internal/config"}, why: "it lays what was said at run time over the configuration"},
 	{pkg: "internal/api", ours: []string{"internal/boot", "internal/timeline"}, why: "what it tells is passed to it, so that it can serve any of the parts"},
 
