@@ -57,6 +57,8 @@ func (c *change) remember() (err error) {
 		c.Saved, err = belongingsOf(c.Link)
 	case opSetting:
 		c.Old, err = readSetting(c.Key)
+	case opNAT:
+		c.NAT.remember()
 	}
 	return err
 }
@@ -105,8 +107,7 @@ func (c change) undo() error {
 	}
 	switch c.Op {
 	case opBridge, opVLAN, opMacvlan, opMacvtap:
-		// One of this name that somebody else made stays.
-		if link.Type() != string(c.Op) || c.MAC != "" && link.Attrs().HardwareAddr.String() != c.MAC {
+		if !c.made(link) {
 			return nil
 		}
 		err = netlink.LinkDel(link)
@@ -124,6 +125,12 @@ func (c change) undo() error {
 		return fmt.Errorf("undo %s of %s: %w", c.Op, c.Link, err)
 	}
 	return nil
+}
+
+// made reports whether a link of the name is the one that was made, and not one
+// of somebody else's.
+func (c change) made(link netlink.Link) bool {
+	return link.Type() == string(c.Op) && (c.MAC == "" || link.Attrs().HardwareAddr.String() == c.MAC)
 }
 
 func (c change) makeBridge() error {

@@ -16,20 +16,15 @@ const followAfter = time.Second
 // lease there puts the address back on the NIC, where it is of no use; each time
 // it moves again, with its new lifetime, before the old one has run out.
 func (s *Segment) follow() error {
-	i := slices.IndexFunc(s.made, func(c change) bool { return c.Op == opMove })
+	i := moveOf(s.made)
 	if i < 0 {
 		return nil
 	}
-	nic, err := netlink.LinkByName(s.made[i].Link)
-	if err != nil {
-		return fmt.Errorf("%s: %w", s.made[i].Link, err)
-	}
 	s.stop = make(chan struct{})
-	updates := make(chan netlink.AddrUpdate)
-	if err := netlink.AddrSubscribe(updates, s.stop); err != nil {
-		return fmt.Errorf("watch the addresses of %s: %w", nic.Attrs().Name, err)
+	if err := followNIC(s.made[i].Link, s.stop, s.moveAgain); err != nil {
+		return err
 	}
-	go s.followUpdates(nic.Attrs().Index, updates, s.stop)
+	s.moveAgain() // what came while nobody looked
 	return nil
 }
 
@@ -41,51 +36,76 @@ func (s *Segment) unfollow() {
 	}
 }
 
-func (s *Segment) followUpdates(nic int, updates <-chan netlink.AddrUpdate, stop <-chan struct{}) {
-	var settled <-chan time.Time
-	for {
-		select {
-		case <-stop:
-			// The subscription ends with its next update only.
-			go func() {
-				for range updates {
-				}
-			}()
-			return
-		case u, ok := <-updates:
-			if !ok {
-				return
-			}
-			if u.NewAddr && u.LinkIndex == nic {
-				settled = time.After(followAfter)
-			}
-		case <-settled:
-			settled = nil
-			s.moveAgain(stop)
-		}
+// moveAgain moves what the NIC has got since, and notes it.
+func (s *Segment) moveAgain() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stop != nil {
+		moveAgain(s.made, s.save)
 	}
 }
 
-// moveAgain moves what the NIC has got since, and notes it. What fails is tried
-// again with the next renewal: until then the addresses that have moved before
-// do their work.
-func (s *Segment) moveAgain(stop <-chan struct{}) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	select {
-	case <-stop:
+// moveOf is the index of the change by which addresses moved, or -1.
+func moveOf(made []change) int {
+	return slices.IndexFunc(made, func(c change) bool { return c.Op == opMove && c.Saved != nil })
+}
+
+// moveAgain moves what the NIC has got since the move among the changes, once
+// save has noted it. What fails is tried again with the next renewal: until then
+// the addresses that have moved before do their work.
+func moveAgain(made []change, save func() error) {
+	i := moveOf(made)
+	if i < 0 {
 		return
-	default:
 	}
-	i := slices.IndexFunc(s.made, func(c change) bool { return c.Op == opMove })
-	c := &s.made[i]
+	c := &made[i]
 	b, err := belongingsOf(c.Link)
 	if err != nil || len(b.Addresses) == 0 {
 		return
 	}
 	c.Saved.merge(b)
-	if err := s.save(); err != nil {
-		return
+	if save() == nil {
+		_ = b.relocate(c.Link, c.On, func() {})
 	}
-	_ = b.relocate(c.Link, c.On, func() {})
+}
+
+// followNIC calls again after each change of a NIC's addresses until stop is
+// closed. One that is gone has none.
+func followNIC(name string, stop <-chan struct{}, again func()) error {
+	nic, err := netlink.LinkByName(name)
+	if isNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	updates := make(chan netlink.AddrUpdate)
+	if err := netlink.AddrSubscribe(updates, stop); err != nil {
+		return fmt.Errorf("watch the addresses of %s: %w", name, err)
+	}
+	go func() {
+		var settled <-chan time.Time
+		for {
+			select {
+			case <-stop:
+				// The subscription ends with its next update only.
+				go func() {
+					for range updates {
+					}
+				}()
+				return
+			case u, ok := <-updates:
+				if !ok {
+					return
+				}
+				if u.NewAddr && u.LinkIndex == nic.Attrs().Index {
+					settled = time.After(followAfter)
+				}
+			case <-settled:
+				settled = nil
+				again()
+			}
+		}
+	}()
+	return nil
 }

@@ -139,6 +139,8 @@ func (s *Segment) Hold(pid int) error {
 		return nil
 	}
 	s.held = append(s.held, p)
+	s.pause()
+	defer s.pause()
 	return s.save()
 }
 
@@ -155,7 +157,9 @@ func (s *Segment) Leave() error {
 	defer s.mu.Unlock()
 	s.unfollow()
 	s.owner = process{}
+	s.pause()
 	err := s.save()
+	s.pause()
 	s.watchdog.abandon()
 	s.watchdog = nil
 	s.made, s.held = nil, nil

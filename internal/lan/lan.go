@@ -74,10 +74,11 @@ func (c Config) private() bool {
 // Segment is an open network segment.
 type Segment struct {
 	opened *opened
-	link   netlink.Link // of the servers
+	found  []string // by Open in what it took over
 	pause  func()
 
-	mu       sync.Mutex // held while something changes
+	mu       sync.Mutex   // held while something changes
+	link     netlink.Link // of the servers
 	made     []change
 	note     string // empty when nothing outlives the namespace
 	owner    process
@@ -156,21 +157,27 @@ func (s *Segment) isOpen(o *opened) error {
 }
 
 // Interface is the link of the servers' sockets: the bridge, or the macvlan.
-func (s *Segment) Interface() string { return s.link.Attrs().Name }
+func (s *Segment) Interface() string { return s.opened.Link }
 
 // Address is the servers' address on the segment, with its prefix length.
 func (s *Segment) Address() netip.Prefix { return s.opened.Address }
 
 // MTU is the largest IP packet of the segment in bytes.
-func (s *Segment) MTU() int { return s.link.Attrs().MTU }
+func (s *Segment) MTU() int { return s.servers().Attrs().MTU }
+
+func (s *Segment) servers() netlink.Link {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.link
+}
 
 // Warnings is what works, but not as everybody expects.
-func (s *Segment) Warnings() []string { return s.opened.Warnings }
+func (s *Segment) Warnings() []string { return append(slices.Clone(s.opened.Warnings), s.found...) }
 
 // STP reports whether spanning tree is on, which keeps a new port silent for
 // its forward delay and so loses the first requests of a guest.
 func (s *Segment) STP() bool {
-	on, err := spanningTree(s.link)
+	on, err := spanningTree(s.servers())
 	return err == nil && on
 }
 

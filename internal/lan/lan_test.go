@@ -70,7 +70,7 @@ func TestTapIsAPortUntilItsFileCloses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if port.Attrs().MasterIndex != s.link.Attrs().Index || port.Attrs().Flags&net.FlagUp == 0 {
+	if port.Attrs().MasterIndex != s.servers().Attrs().Index || port.Attrs().Flags&net.FlagUp == 0 {
 		t.Errorf("%s is not an active port of the bridge: %+v", tap.Name, port.Attrs())
 	}
 	tap.File.Close()

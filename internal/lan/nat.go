@@ -19,8 +19,9 @@ type nat struct {
 	Net    netip.Prefix `json:"net"`
 	// Outside are the links of the default routes. Forwarding is switched
 	// on for them, so that answers come back; whatever else comes in there
-	// is not forwarded if it was not before.
+	// is not forwarded if it was not before: those are Closed.
 	Outside []string `json:"outside"`
+	Closed  []string `json:"closed,omitempty"`
 }
 
 func newNAT(segment, inside string, net netip.Prefix, outside []string) *nat {
@@ -29,6 +30,15 @@ func newNAT(segment, inside string, net netip.Prefix, outside []string) *nat {
 
 func (n *nat) table() *nftables.Table {
 	return &nftables.Table{Family: nftables.TableFamilyIPv4, Name: n.Table}
+}
+
+// remember notes which links do not forward yet.
+func (n *nat) remember() {
+	for _, name := range n.Outside {
+		if on, _ := readSetting("ipv4/conf/" + name + "/forwarding"); on == "0" {
+			n.Closed = append(n.Closed, name)
+		}
+	}
 }
 
 // install makes the table, in one transaction.
@@ -68,10 +78,8 @@ func (n *nat) install() error {
 	rule(forward, inside(expr.MetaKeyIIFNAME), accept)
 	rule(forward, inside(expr.MetaKeyOIFNAME), answers(), accept)
 	rule(forward, inside(expr.MetaKeyOIFNAME), drop)
-	for _, name := range n.Outside {
-		if on, _ := readSetting("ipv4/conf/" + name + "/forwarding"); on == "0" {
-			rule(forward, link(expr.MetaKeyIIFNAME, expr.CmpOpEq, name), drop)
-		}
+	for _, name := range n.Closed {
+		rule(forward, link(expr.MetaKeyIIFNAME, expr.CmpOpEq, name), drop)
 	}
 	if err := conn.Flush(); err != nil {
 		return needAdmin("nat: table "+n.Table+" (nf_tables with nat and masq)", err)

@@ -268,7 +268,7 @@ func TestVLANWithoutAKernelForIt(t *testing.T) {
 		// This kernel has them.
 		defer s.Close()
 		link, err := netlink.LinkByName("ec7-nic0")
-		if vlan, ok := link.(*netlink.Vlan); !ok || vlan.VlanId != 7 || vlan.MasterIndex != s.link.Attrs().Index {
+		if vlan, ok := link.(*netlink.Vlan); !ok || vlan.VlanId != 7 || vlan.MasterIndex != s.servers().Attrs().Index {
 			t.Errorf("the port is %+v, %v", link, err)
 		}
 		return

@@ -54,7 +54,7 @@ func TestMacvtapCarriesFramesOfItsGuest(t *testing.T) {
 	}
 	// Who is on the wire finds the servers under their own hardware address.
 	router.Run(t, "ping", "-c1", "-W5", "10.79.0.4")
-	if have := router.Run(t, "ip", "neigh", "show", "10.79.0.4"); !strings.Contains(have, s.link.Attrs().HardwareAddr.String()) {
+	if have := router.Run(t, "ip", "neigh", "show", "10.79.0.4"); !strings.Contains(have, s.servers().Attrs().HardwareAddr.String()) {
 		t.Errorf("the router finds the servers at %s", have)
 	}
 	tap.File.Close()

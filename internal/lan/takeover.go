@@ -46,6 +46,19 @@ func takeOver(cfg Config) (*Segment, error) {
 	if s == nil {
 		return nil, errors.Join(err, dog.release())
 	}
+	mended, err := s.Mend()
+	link, gone := netlink.LinkByName(s.opened.Link)
+	if gone != nil || err != nil && len(s.held) == 0 {
+		// What it stood on has changed: begin anew with what there is.
+		return nil, s.Close()
+	}
+	s.link = link
+	for _, what := range mended {
+		s.found = append(s.found, "somebody had changed the network; put right: "+what)
+	}
+	if err != nil {
+		s.found = append(s.found, "somebody has changed the network: "+err.Error())
+	}
 	return s, nil
 }
 
@@ -73,17 +86,13 @@ func claim(path string, cfg Config, dog *watchdog) (*Segment, error) {
 	}
 	s := newSegment(cfg)
 	s.opened, s.made, s.held, s.watchdog = n.Open, n.Made, held, dog
-	if s.link, err = netlink.LinkByName(s.opened.Link); isNotFound(err) {
-		return nil, undoAll(path, n.Made)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", s.opened.Link, err)
-	}
 	if s.owner, err = processOf(os.Getpid()); err != nil {
 		return nil, err
 	}
+	s.pause()
 	if err := s.save(); err != nil {
 		return nil, err
 	}
+	s.pause()
 	return s, nil
 }

@@ -47,47 +47,55 @@ func RunWatchdog() {
 }
 
 // guard takes the place of an owner that is gone: it undoes the note once nobody
-// holds the segment. It does nothing when the note is gone or has another
-// watchdog.
+// holds the segment, and until then does for its addresses what the owner did.
+// It does nothing when the note is gone or has another watchdog.
 func guard(path string) (undone bool, err error) {
 	me, err := processOf(os.Getpid())
 	if err != nil {
 		return false, err
 	}
 	// Before the first look, so that nothing that happens after it is missed.
+	// Without it the watchdog looks from time to time.
 	events, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
-	if err != nil {
-		return false, fmt.Errorf("inotify: %w", err)
-	}
-	_, err = unix.InotifyAddWatch(events, filepath.Dir(path), unix.IN_MOVED_TO|unix.IN_DELETE)
-	if errors.Is(err, unix.ENOENT) {
-		return false, nil
+	if err == nil {
+		_, err = unix.InotifyAddWatch(events, filepath.Dir(path), unix.IN_MOVED_TO|unix.IN_DELETE)
 	}
 	if err != nil {
-		return false, fmt.Errorf("watch %s: %w", filepath.Dir(path), err)
+		events = -1
 	}
-	for {
+	for following := false; ; following = true {
 		held, undone, err := standIn(path, me)
 		if len(held) == 0 || err != nil {
 			return undone, err
+		}
+		if !following {
+			guardAddresses(path, me)
 		}
 		awaitEnd(events, held)
 	}
 }
 
-// standIn undoes a note of which this process is the watchdog, or returns who
-// holds it.
-func standIn(path string, me process) (held []process, undone bool, err error) {
-	unlock, err := lockNotes(path)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, false, nil
-	}
+// mine returns a note of which this process is the watchdog, else nil. What is to
+// be done with it is done before unlock is called, which is never nil.
+func mine(path string, me process) (n *note, unlock func(), err error) {
+	unlock, err = lockNotes(path)
 	if err != nil {
-		return nil, false, err
+		if errors.Is(err, os.ErrNotExist) {
+			err = nil
+		}
+		return nil, func() {}, err
 	}
+	if n, err = readNote(path); n != nil && n.Watchdog != me {
+		n = nil
+	}
+	return n, unlock, err
+}
+
+// standIn undoes the note, or returns who holds the segment.
+func standIn(path string, me process) (held []process, undone bool, err error) {
+	n, unlock, err := mine(path, me)
 	defer unlock()
-	n, err := readNote(path)
-	if err != nil || n == nil || n.Watchdog != me {
+	if n == nil {
 		return nil, false, err
 	}
 	if held = n.holders(); len(held) > 0 {
@@ -96,24 +104,57 @@ func standIn(path string, me process) (held []process, undone bool, err error) {
 	return nil, true, undoAll(path, n.Made)
 }
 
-// awaitEnd returns when one of the processes has ended or a note has changed.
+// guardAddresses lets renewed addresses follow to the bridge, to the end of this
+// process.
+func guardAddresses(path string, me process) {
+	again := func() {
+		n, unlock, err := mine(path, me)
+		defer unlock()
+		if n != nil && err == nil {
+			moveAgain(n.Made, func() error { return n.write(path) })
+		}
+	}
+	n, unlock, err := mine(path, me)
+	unlock()
+	if n == nil || err != nil {
+		return
+	}
+	if i := moveOf(n.Made); i >= 0 && followNIC(n.Made[i].Link, nil, again) == nil {
+		again() // for what came while nobody looked
+	}
+}
+
+// awaitEnd returns when one of the processes may have ended or a note has
+// changed.
 func awaitEnd(events int, held []process) {
+	timeout := -1
 	wait := []unix.PollFd{{Fd: int32(events), Events: unix.POLLIN}}
 	for _, p := range held {
 		fd, err := p.open()
+		if errors.Is(err, unix.ESRCH) {
+			return
+		}
 		if err != nil {
-			return // it has just ended
+			timeout = lookAgain
+			continue
 		}
 		defer unix.Close(fd)
 		wait = append(wait, unix.PollFd{Fd: int32(fd), Events: unix.POLLIN})
 	}
-	unix.Poll(wait, -1)
-	for buf := make([]byte, 4096); ; {
+	if events < 0 {
+		timeout = lookAgain
+	}
+	unix.Poll(wait, timeout)
+	for buf := make([]byte, 4096); events >= 0; {
 		if n, err := unix.Read(events, buf); n <= 0 || err != nil {
 			return
 		}
 	}
 }
+
+// lookAgain is how often a watchdog looks that the kernel does not wake, in
+// milliseconds.
+const lookAgain = 1000
 
 // startWatchdog returns once the watchdog is watching.
 func startWatchdog(note string) (*watchdog, error) {
@@ -162,5 +203,5 @@ func (w *watchdog) release() error {
 // abandon leaves the note to the watchdog.
 func (w *watchdog) abandon() {
 	w.life.Close()
-	go w.cmd.Wait() // or whoever inherits it does
+	go w.cmd.Wait() // unless this process ends before
 }
