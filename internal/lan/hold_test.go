@@ -1,18 +1,72 @@
 package lan
 
 import (
+	"context"
 	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink"
+
+	"github.com/every-channel/ecboot/internal/nettest"
 )
 
-// startGuest is a process that lives until it is ended.
-func startGuest(t *testing.T) (pid int, end func()) {
+func guestMACOf(i int) [6]byte { return [6]byte{0x52, 0x54, 0, 0x12, 0x40, byte(i)} }
+
+// beGuest is what a virtual machine is to its port: a stack of its own, on eth0
+// of the host that it runs on, whose frames go through the port.
+func beGuest(args []string) error {
+	eth0, err := openTap("eth0")
+	if err != nil {
+		return err
+	}
+	link, err := netlink.LinkByName("eth0")
+	if err != nil {
+		return err
+	}
+	mac, err := net.ParseMAC(args[0])
+	if err != nil {
+		return err
+	}
+	if err := netlink.LinkSetHardwareAddr(link, mac); err != nil {
+		return err
+	}
+	if err := (change{Link: "eth0", Addr: netip.MustParsePrefix(args[1])}).addAddress(); err != nil {
+		return err
+	}
+	if err := setUp("eth0"); err != nil {
+		return err
+	}
+	port := os.NewFile(3, "port")
+	for _, way := range [][2]*os.File{{port, eth0.File}, {eth0.File, port}} {
+		go func() {
+			for buf := make([]byte, 65536+64); ; {
+				n, err := way[0].Read(buf)
+				if err == nil {
+					_, err = way[1].Write(buf[:n])
+				}
+				if errors.Is(err, io.EOF) || errors.Is(err, os.ErrClosed) {
+					return
+				}
+			}
+		}()
+	}
+	io.Copy(io.Discard, os.NewFile(4, "life"))
+	return nil
+}
+
+// startProcess is a process that lives until it is ended.
+func startProcess(t *testing.T) (pid int, end func()) {
 	t.Helper()
 	cmd := exec.Command("cat")
 	stdin, err := cmd.StdinPipe()
@@ -39,7 +93,7 @@ func TestSegmentIsLeftAndTakenOver(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer first.Close()
-	guest, end := startGuest(t)
+	guest, end := startProcess(t)
 	if err := first.Hold(guest); err != nil {
 		t.Fatal(err)
 	}
@@ -82,5 +136,159 @@ func TestSegmentIsLeftAndTakenOver(t *testing.T) {
 	}
 	if left, _ := filepath.Glob(cfg.NoteDir + "/*"); len(left) > 0 {
 		t.Errorf("left behind: %v", left)
+	}
+}
+
+// pinging pings from one host until the result is called, which fails the test
+// if any answer but the last one is missing.
+func pinging(t *testing.T, from *nettest.Host, target string) (stop func()) {
+	t.Helper()
+	cmd := from.Command(context.Background(), "ping", "-i0.01", "-W5", target)
+	var out strings.Builder
+	cmd.Stdout = &out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	return func() {
+		t.Helper()
+		cmd.Process.Signal(syscall.SIGINT)
+		cmd.Wait()
+		_, summary, _ := strings.Cut(out.String(), "ping statistics ---\n")
+		var sent, got int
+		_, err := fmt.Sscanf(summary, "%d packets transmitted, %d received", &sent, &got)
+		if err != nil || got == 0 || got < sent-1 {
+			t.Errorf("ping %s: %v: %s", target, err, summary)
+		}
+	}
+}
+
+// A guest's traffic goes on, whatever becomes of its supervisors.
+func TestGuestsOutliveTheirSupervisors(t *testing.T) {
+	for name, cfg := range map[string]Config{
+		"bridge": {Name: "office", Uplink: "nic0"},
+		"parent": {Name: "office", Parent: "nic0", Address: netip.MustParsePrefix("10.79.0.2/24")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			router := office(t)
+			before := network(t)
+			cfg.NoteDir = t.TempDir()
+			life, end, err := os.Pipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer end.Close()
+			sc := script{Config: cfg}
+			hosts := []*nettest.Host{nettest.NewHost(t, "guest0"), nettest.NewHost(t, "guest1")}
+			for i, h := range hosts {
+				mac := guestMACOf(i)
+				cmd, err := h.Self(context.Background(), "guest", net.HardwareAddr(mac[:]).String(), fmt.Sprintf("10.79.0.%d/24", 50+i))
+				if err != nil {
+					t.Fatal(err)
+				}
+				sc.Guests = append(sc.Guests, append([]string{"env", cmd.Env[len(cmd.Env)-1]}, cmd.Args...))
+			}
+			first := sc.start(t, life)
+			life.Close()
+			if first.said != "open" {
+				t.Fatal(first.said)
+			}
+			opened := network(t)
+			for _, h := range hosts {
+				await(t, "the start of "+h.Name, func() bool { return reaches(h, "10.79.0.1") })
+			}
+			session := connect(t, hosts[1], hosts[0], "10.79.0.50")
+			session("before")
+			between := pinging(t, hosts[1], "10.79.0.50")
+			neighbour := pinging(t, router, "10.79.0.51")
+			host := pinging(t, hosts[0], "10.79.0.2")
+
+			first.cmd.Process.Kill()
+			first.cmd.Process.Wait()
+			second := script{Config: cfg, Hold: []int{os.Getpid()}}.start(t)
+			if second.said != "open" {
+				t.Fatal(second.said)
+			}
+			first.kill() // its watchdog ends
+			watchdog, err := os.FindProcess(second.watchdog)
+			if err != nil {
+				t.Fatal(err)
+			}
+			watchdog.Kill()
+			second.kill()
+			third := script{Config: cfg, Hold: []int{os.Getpid()}, Leave: true}.start(t)
+			if third.said != "left" {
+				t.Fatal(third.said)
+			}
+			s, err := Open(cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.Close()
+			third.kill()
+			if diff := cmp.Diff(opened, network(t)); diff != "" {
+				t.Errorf("the successors have changed the network:\n%s", diff)
+			}
+			for i := range hosts {
+				if port := fmt.Sprintf("guest%d", i); !s.Plugged(port) {
+					t.Errorf("%s is not plugged", port)
+				}
+			}
+			session("after")
+			between()
+			neighbour()
+			host()
+			if len(s.Warnings()) > 0 && strings.Contains(strings.Join(s.Warnings(), " "), "somebody") {
+				t.Errorf("warnings: %s", s.Warnings())
+			}
+			end.Close()
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+			await(t, "the end of the guests", func() bool { return cmp.Equal(before, network(t)) })
+		})
+	}
+}
+
+// Wherever it is killed, a supervisor that takes a segment over, holds or leaves
+// it changes nothing for a guest, and the last one to watch puts it back.
+func TestKilledWithAGuestAtEachStep(t *testing.T) {
+	office(t)
+	before := network(t)
+	for _, from := range []string{"open", "hold", "leave"} {
+		t.Run(from, func(t *testing.T) {
+			for stop := 0; ; stop++ {
+				cfg := Config{Name: "office", Uplink: "nic0", NoteDir: t.TempDir()}
+				guest, end := startProcess(t)
+				first := script{Config: cfg, Hold: []int{guest}}.start(t)
+				first.cmd.Process.Kill()
+				first.cmd.Process.Wait()
+				opened := network(t)
+				another, endAnother := startProcess(t)
+				second := script{Config: cfg, Hold: []int{another}, Leave: true, Stop: stop, From: from}.start(t)
+				if first.said != "open" || second.said != "stopped" && second.said != "left" {
+					t.Fatalf("step %d: %s, %s", stop, first.said, second.said)
+				}
+				second.cmd.Process.Kill()
+				second.cmd.Process.Wait()
+				if diff := cmp.Diff(opened, network(t)); diff != "" {
+					t.Fatalf("killed at step %d: the network has changed:\n%s", stop, diff)
+				}
+				end()
+				endAnother()
+				first.kill()
+				second.kill()
+				if diff := cmp.Diff(before, network(t)); diff != "" {
+					t.Fatalf("killed at step %d: the network is not as it was:\n%s\n%s%s", stop, diff, first.stderr, second.stderr)
+				}
+				if left, _ := filepath.Glob(cfg.NoteDir + "/*"); len(left) > 0 {
+					t.Errorf("killed at step %d: left behind: %v", stop, left)
+				}
+				if second.said == "left" {
+					t.Logf("killed at each of %d steps", stop)
+					return
+				}
+			}
+		})
 	}
 }

@@ -20,7 +20,7 @@ func TestMain(m *testing.M) {
 		beVictim()
 		os.Exit(0)
 	}
-	nettest.Main(m)
+	nettest.Main(m, nettest.Program{Name: "guest", Main: beGuest})
 }
 
 var guestMAC = [6]byte{0x52, 0x54, 0, 0x12, 0x34, 0x56}

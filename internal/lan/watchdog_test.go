@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -23,42 +24,89 @@ import (
 	"github.com/every-channel/ecboot/internal/nettest"
 )
 
-// A victim opens a segment and stops, at a step or once it is open, to be killed
-// there.
-const (
-	victimVar = "ECBOOT_LAN_VICTIM" // its Config
-	stopVar   = "ECBOOT_LAN_STOP"   // the step
-)
+// A victim opens a segment, perhaps runs guests on it and leaves it, and stops on
+// the way, to be killed there.
+type script struct {
+	Config Config
+	Guests [][]string // commands, whose file 3 is a port and file 4 the victim's
+	Hold   []int      // processes
+	Leave  bool
+	// Stop is the step at which it stops. Steps are counted from opening, or
+	// from holding or leaving.
+	Stop int
+	From string
+}
+
+const victimVar = "ECBOOT_LAN_VICTIM" // its script
 
 func beVictim() {
-	var cfg Config
-	if err := json.Unmarshal([]byte(os.Getenv(victimVar)), &cfg); err != nil {
+	var sc script
+	err := json.Unmarshal([]byte(os.Getenv(victimVar)), &sc)
+	if err != nil {
 		panic(err)
 	}
-	stop, _ := strconv.Atoi(os.Getenv(stopVar))
-	step := 0
-	cfg.pause = func() {
-		if step == stop {
+	step, counts := 0, false
+	from := func(phase string) { counts = counts || sc.From == phase }
+	sc.Config.pause = func() {
+		if !counts {
+			return
+		}
+		if step == sc.Stop {
 			fmt.Println("stopped")
 			select {}
 		}
 		step++
 	}
-	s, err := Open(cfg)
-	if err == nil {
-		_, err = s.Tap(guestMAC)
-	}
+	said, err := sc.play(from)
 	if err != nil {
-		fmt.Println(err)
-		os.Exit(1)
+		said = err.Error()
 	}
-	fmt.Println("open")
+	fmt.Println(said)
 	io.Copy(io.Discard, os.Stdin)
+}
+
+func (sc script) play(from func(phase string)) (string, error) {
+	from("open")
+	s, err := Open(sc.Config)
+	if err != nil {
+		return "", err
+	}
+	if len(sc.Hold)+len(sc.Guests) == 0 {
+		if _, err := s.Tap(guestMAC); err != nil {
+			return "", err
+		}
+	}
+	from("hold")
+	for i, args := range sc.Guests {
+		port, err := s.Port(PortConfig{Name: fmt.Sprintf("guest%d", i), MAC: guestMACOf(i)})
+		if err != nil {
+			return "", err
+		}
+		cmd := exec.Command(args[0], args[1:]...)
+		cmd.Env = append(os.Environ(), victimVar+"=")
+		cmd.ExtraFiles = []*os.File{port.File, os.NewFile(3, "life")}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+		if err := cmd.Start(); err != nil {
+			return "", err
+		}
+		port.File.Close()
+		sc.Hold = append(sc.Hold, cmd.Process.Pid)
+	}
+	for _, pid := range sc.Hold {
+		if err := s.Hold(pid); err != nil {
+			return "", err
+		}
+	}
+	from("leave")
+	if sc.Leave {
+		return "left", s.Leave()
+	}
+	return "open", nil
 }
 
 type victim struct {
 	cmd      *exec.Cmd
-	said     string        // stopped, open or an error
+	said     string        // stopped, open, left or an error
 	stderr   *bytes.Buffer // its watchdog's too
 	watchdog int
 }
@@ -66,13 +114,20 @@ type victim struct {
 // startVictim returns when it has stopped.
 func startVictim(t *testing.T, cfg Config, stop int) *victim {
 	t.Helper()
-	text, err := json.Marshal(cfg)
+	return script{Config: cfg, Stop: stop, From: "open"}.start(t)
+}
+
+// start starts a victim. It and its guests have files.
+func (sc script) start(t *testing.T, files ...*os.File) *victim {
+	t.Helper()
+	text, err := json.Marshal(sc)
 	if err != nil {
 		t.Fatal(err)
 	}
 	v := &victim{cmd: exec.Command("/proc/self/exe"), stderr: &bytes.Buffer{}}
-	v.cmd.Env = append(os.Environ(), victimVar+"="+string(text), stopVar+"="+strconv.Itoa(stop))
+	v.cmd.Env = append(os.Environ(), victimVar+"="+string(text))
 	v.cmd.Stderr = v.stderr
+	v.cmd.ExtraFiles = files
 	stdout, err := v.cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -94,8 +149,11 @@ func startVictim(t *testing.T, cfg Config, stop int) *victim {
 	children, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", v.cmd.Process.Pid))
 	for _, file := range children {
 		b, _ := os.ReadFile(file)
-		if pid, err := strconv.Atoi(strings.TrimSpace(string(b))); err == nil {
-			v.watchdog = pid
+		for _, field := range strings.Fields(string(b)) {
+			pid, _ := strconv.Atoi(field)
+			if name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); bytes.HasPrefix(name, []byte("ecboot-watchdog")) {
+				v.watchdog = pid
+			}
 		}
 	}
 	return v
@@ -189,7 +247,7 @@ func run(t *testing.T, program string, args ...string) string {
 
 func TestUplinkTakesEverythingToTheBridgeAndBack(t *testing.T) {
 	router := office(t)
-	session := connect(t, router, "10.79.0.2")
+	session := connect(t, router, nil, "10.79.0.2")
 	before := network(t)
 	s, err := Open(Config{Name: "office", Uplink: "nic0", NoteDir: t.TempDir()})
 	if err != nil {
@@ -227,11 +285,19 @@ func TestUplinkTakesEverythingToTheBridgeAndBack(t *testing.T) {
 	}
 }
 
-// connect opens a TCP connection from another host to an address of this one,
-// as somebody's ssh session is; the result sends a line through it and back.
-func connect(t *testing.T, from *nettest.Host, to string) func(line string) {
+// connect opens a TCP connection from another host to an address of this one, or
+// of the host on, as somebody's ssh session is; the result sends a line through
+// it and back.
+func connect(t *testing.T, from, on *nettest.Host, to string) func(line string) {
 	t.Helper()
-	listener, err := net.Listen("tcp4", to+":0")
+	var listener net.Listener
+	var err error
+	listen := func() { listener, err = net.Listen("tcp4", to+":0") }
+	if on == nil {
+		listen()
+	} else {
+		on.Do(t, listen)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
