@@ -55,6 +55,7 @@ var layers = []layer{
 	{pkg: "internal/nspawn", why: whyPart},
 	{pkg: "internal/keeper", ours: []string{"internal/nspawn", "internal/timeline", "vmm"}, why: "it runs what it is told to, and what a guest is made of is passed to it"},
 	{pkg: "internal/scope", why: whyPart},
+	{pkg: "internal/sdnotify", why: whyPart},
 	{pkg: "internal/doctor", why: whyPart},
 	{pkg: "internal/netroot", ours: []string{"internal/boot"}, why: whyServer + "; it is what two of them serve"},
 	{pkg: "internal/config", ours: []string{"internal/boot"},
