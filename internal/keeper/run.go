@@ -137,13 +137,14 @@ func newKeeper(dir string, plan Plan, log *slog.Logger) *keeper {
 
 // listenToSignals stops the guest in good order when the keeper is told to end,
 // and lets nothing else end it. Signals are not ignored, because that would
-// pass on to what it starts.
+// pass on to what it starts. SIGWINCH is from systemd, which ends the scope of a
+// guest by it: QEMU, which gets it too, does not mind.
 func (k *keeper) listenToSignals() {
 	signals := make(chan os.Signal, 8)
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGPIPE)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGWINCH, syscall.SIGINT, syscall.SIGHUP, syscall.SIGPIPE)
 	go func() {
 		for s := range signals {
-			if s == syscall.SIGTERM || s == syscall.SIGINT {
+			if s == syscall.SIGTERM || s == syscall.SIGWINCH || s == syscall.SIGINT {
 				k.log.Info("told to end", "signal", s.String())
 				k.beginStop()
 			}
