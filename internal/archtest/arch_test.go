@@ -54,6 +54,7 @@ var layers = []layer{
 	{pkg: "internal/zfs", why: whyPart},
 	{pkg: "internal/nspawn", why: whyPart},
 	{pkg: "internal/keeper", ours: []string{"internal/nspawn", "internal/timeline", "vmm"}, why: "it runs what it is told to, and what a guest is made of is passed to it"},
+	{pkg: "internal/supervise", ours: []string{"internal/keeper", "internal/timeline"}, why: "it decides when guests start and stop; what a guest is made of is prepared by cmd/ecboot"},
 	{pkg: "internal/scope", why: whyPart},
 	{pkg: "internal/sdnotify", why: whyPart},
 	{pkg: "internal/doctor", why: whyPart},

@@ -28,6 +28,7 @@ const (
 	Panic    Stage = "panic"    // the kernel gave up
 	Userland Stage = "userland" // the booted system reported to us
 	Exit     Stage = "exit"     // the machine ended
+	Guest    Stage = "guest"    // what the supervisor of declared guests has decided
 )
 
 // DHCP returns the stage of one DHCP message, such as "ipxe.ack": who is
