@@ -57,6 +57,7 @@ var layers = []layer{
 	{pkg: "internal/supervise", ours: []string{"internal/keeper", "internal/timeline"}, why: "it decides when guests start and stop; what a guest is made of is prepared by cmd/ecboot"},
 	{pkg: "internal/scope", why: whyPart},
 	{pkg: "internal/sdnotify", why: whyPart},
+	{pkg: "dist", std: true, why: whyPart},
 	{pkg: "internal/doctor", why: whyPart},
 	{pkg: "internal/netroot", ours: []string{"internal/boot"}, why: whyServer + "; it is what two of them serve"},
 	{pkg: "internal/config", ours: []string{"internal/boot"},

@@ -70,7 +70,7 @@ type DeclaredGuest struct {
 
 	Limits Limits
 	Extra  []string // arguments for QEMU or systemd-nspawn, behind all others
-	User   string   // who QEMU runs as; empty: ecboot if there is such a user, else nobody
+	User   string   // who QEMU runs as; empty: ecboot-guest if there is such a user, else nobody
 
 	Root       string // absolute path of a container's directory, tar or squashfs image
 	Ephemeral  bool   // what a container changes is lost with it
