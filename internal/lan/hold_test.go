@@ -17,6 +17,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/every-channel/ecboot/internal/nettest"
 )
@@ -290,5 +291,121 @@ func TestKilledWithAGuestAtEachStep(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+func TestAnotherConfigurationOfAnUnheldSegment(t *testing.T) {
+	office(t)
+	before := network(t)
+	cfg := Config{Name: "office", Uplink: "nic0", NoteDir: t.TempDir()}
+	guest, end := startProcess(t)
+	first := script{Config: cfg, Hold: []int{guest}}.start(t)
+	watchdog, err := os.FindProcess(first.watchdog)
+	if err != nil {
+		t.Fatal(err)
+	}
+	watchdog.Kill()
+	first.kill()
+	opened := network(t)
+	if err := Sweep(cfg.NoteDir); err != nil {
+		t.Fatal(err)
+	}
+	end()
+	if err := Sweep(cfg.NoteDir, "lab", cfg.Name); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(opened, network(t)); diff != "" {
+		t.Fatalf("what was to stay was undone:\n%s", diff)
+	}
+	cfg = Config{Name: "office", Parent: "nic0", Address: netip.MustParsePrefix("10.79.0.2/24"), NoteDir: cfg.NoteDir}
+	s, err := Open(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantNoLink(t, "ecbr-office")
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(before, network(t)); diff != "" {
+		t.Errorf("the network is not as it was:\n%s", diff)
+	}
+}
+
+// Half of an undoing is undone, whoever holds the segment.
+func TestKilledWhileClosing(t *testing.T) {
+	office(t)
+	before := network(t)
+	cfg := Config{Name: "office", Uplink: "nic0", NoteDir: t.TempDir()}
+	guest, _ := startProcess(t)
+	first := script{Config: cfg, Hold: []int{guest}}.start(t)
+	n, err := readNote(noteFile(cfg.NoteDir, cfg.Name))
+	if err != nil || n == nil {
+		t.Fatalf("the note is %v, %v", n, err)
+	}
+	// As Close begins.
+	n.Open = nil
+	if err := n.write(noteFile(cfg.NoteDir, cfg.Name)); err != nil {
+		t.Fatal(err)
+	}
+	first.kill()
+	if diff := cmp.Diff(before, network(t)); diff != "" {
+		t.Errorf("the network is not as it was:\n%s", diff)
+	}
+}
+
+func TestAddressesFollowWhileNobodyServes(t *testing.T) {
+	office(t)
+	before := network(t)
+	cfg := Config{Name: "office", Uplink: "nic0", NoteDir: t.TempDir()}
+	guest, end := startProcess(t)
+	first := script{Config: cfg, Hold: []int{guest}, Leave: true}.start(t)
+	first.cmd.Process.Kill()
+	first.cmd.Process.Wait()
+	run(t, "ip", strings.Fields("addr add 10.79.0.77/24 dev nic0")...)
+	await(t, "the move to the bridge", func() bool {
+		return strings.Contains(run(t, "ip", "addr", "show", "dev", "ecbr-office"), "10.79.0.77/24") && run(t, "ip", "-4", "addr", "show", "dev", "nic0") == ""
+	})
+	end()
+	first.kill()
+	if have := run(t, "ip", "addr", "show", "dev", "nic0"); !strings.Contains(have, "10.79.0.77/24") {
+		t.Errorf("the NIC has not got its new address back: %s", have)
+	}
+	run(t, "ip", strings.Fields("addr del 10.79.0.77/24 dev nic0")...)
+	if diff := cmp.Diff(before, network(t)); diff != "" {
+		t.Errorf("the network is not as it was:\n%s", diff)
+	}
+}
+
+func TestAProcessIsNoOtherOfItsNumber(t *testing.T) {
+	me, err := processOf(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !me.alive() {
+		t.Error("this process does not live")
+	}
+	earlier := me
+	earlier.Start--
+	if earlier.alive() || (process{}).alive() {
+		t.Error("one that has ended lives")
+	}
+	// One that has ended and was not waited for.
+	cmd := exec.Command("cat")
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	cat, err := processOf(cmd.Process.Pid)
+	if err != nil || !cat.alive() {
+		t.Errorf("%v, %v", cat, err)
+	}
+	stdin.Close()
+	await(t, "its end", func() bool { return !cat.alive() })
+	cmd.Wait()
+	if _, err := processOf(cmd.Process.Pid); !errors.Is(err, unix.ESRCH) {
+		t.Errorf("got %v", err)
 	}
 }

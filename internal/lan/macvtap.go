@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -35,6 +37,9 @@ func Macvtap(parent, name string, mac [6]byte) (*Tap, error) {
 	if old, ok := h.links[name]; ok {
 		if old.kind != "macvtap" || old.lower != parent || old.mac.String() != c.MAC {
 			return nil, fmt.Errorf("macvtap %s: a link of this name is there already, a %s with the address %s, and is not this guest's: name another, or 'ip link del %[1]s'", name, old.kind, old.mac)
+		}
+		if err := errInUse(name); err != nil {
+			return nil, err
 		}
 		if err := Remove(name); err != nil {
 			return nil, err
@@ -70,10 +75,17 @@ func Remove(name string) error {
 func (s *Segment) macvtap(cfg PortConfig) (*Tap, error) {
 	mac := net.HardwareAddr(cfg.MAC[:])
 	name := cmp.Or(cfg.Name, macvtapName(mac))
-	if _, err := netlink.LinkByName(name); err == nil {
-		return nil, fmt.Errorf("the address %s has a guest already: its link %s is there; give this guest another, or 'ip link del %[2]s' if nobody uses it", mac, name)
-	}
 	c := change{Op: opMacvtap, Link: name, On: s.opened.Parent, MAC: mac.String(), Index: freeIndex()}
+	// What a guest that ended hard has left is replaced.
+	if err := errInUse(name); err != nil {
+		return nil, err
+	}
+	if err := s.undo(c); err != nil {
+		return nil, err
+	}
+	if link, err := netlink.LinkByName(name); err == nil {
+		return nil, fmt.Errorf("port %s: a link of this name is there already, a %s with the address %s, and is not of this segment: name another, or 'ip link del %[1]s'", name, link.Type(), link.Attrs().HardwareAddr)
+	}
 	err := s.change(c)
 	if err != nil {
 		return nil, errors.Join(err, s.undo(c))
@@ -84,6 +96,25 @@ func (s *Segment) macvtap(cfg PortConfig) (*Tap, error) {
 	}
 	return tap, nil
 }
+
+// errInUse says which process has the file of a macvtap of this name.
+func errInUse(name string) error {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return nil
+	}
+	path := devicePath(link)
+	files, _ := filepath.Glob("/proc/[0-9]*/fd/*")
+	for _, file := range files {
+		if to, err := os.Readlink(file); err == nil && to == path {
+			pid, _ := strconv.Atoi(strings.Split(file, "/")[2])
+			return fmt.Errorf("%s with the address %s has a guest already: process %s", name, link.Attrs().HardwareAddr, process{PID: pid})
+		}
+	}
+	return nil
+}
+
+func devicePath(link netlink.Link) string { return "/dev/tap" + strconv.Itoa(link.Attrs().Index) }
 
 // macvtapName is always 15 bytes long, as long as a name can be.
 func macvtapName(mac net.HardwareAddr) string { return fmt.Sprintf("ect%x", []byte(mac)) }
@@ -126,7 +157,7 @@ const macvtapWait = 5 * time.Second
 // index.
 func openMacvtap(link netlink.Link) (*Tap, error) {
 	la := link.Attrs()
-	path := "/dev/tap" + strconv.Itoa(la.Index)
+	path := devicePath(link)
 	fd, err := -1, error(nil)
 	for until := time.Now().Add(macvtapWait); ; time.Sleep(5 * time.Millisecond) {
 		fd, err = unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)

@@ -36,6 +36,9 @@ func (s *Segment) Mend() (mended []string, err error) {
 			errs = append(errs, err)
 			continue
 		}
+		if c.Op == opInherit {
+			errs = append(errs, s.inheritOld(c))
+		}
 		anew[c.Link] = anew[c.Link] || c.makesLink()
 		mended = append(mended, c.String())
 	}
@@ -45,6 +48,19 @@ func (s *Segment) Mend() (mended []string, err error) {
 		}
 	}
 	return mended, errors.Join(errs...)
+}
+
+// inheritOld gives a link those settings of the other that it had before the
+// segment changed them.
+func (s *Segment) inheritOld(c change) error {
+	var errs []error
+	for _, m := range s.made {
+		if m.Op == opSetting && m.affects() == c.On && m.Old != "" {
+			key := strings.Replace(m.Key, "/"+c.On+"/", "/"+c.Link+"/", 1)
+			errs = append(errs, writeSetting(key, m.Old))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func (c change) makesLink() bool {

@@ -2,6 +2,7 @@ package lan
 
 import (
 	"bytes"
+	"context"
 	"net"
 	"net/netip"
 	"os"
@@ -57,18 +58,19 @@ func TestMacvtapCarriesFramesOfItsGuest(t *testing.T) {
 	if have := router.Run(t, "ip", "neigh", "show", "10.79.0.4"); !strings.Contains(have, s.servers().Attrs().HardwareAddr.String()) {
 		t.Errorf("the router finds the servers at %s", have)
 	}
-	tap.File.Close()
-
 	if _, err := s.Tap(guestMAC); err == nil || !strings.Contains(err.Error(), "has a guest already") {
 		t.Errorf("a second guest of the same address: %v", err)
 	}
-	if err := s.Unplug(macvtapName(guestMAC[:])); err != nil {
-		t.Fatal(err)
-	}
+	// One that ended hard leaves its port to the next.
+	tap.File.Close()
 	if tap, err = s.Tap(guestMAC); err != nil {
 		t.Fatal(err)
 	}
 	tap.File.Close()
+	if err := s.Unplug(tap.Name); err != nil {
+		t.Fatal(err)
+	}
+	wantNoLink(t, tap.Name)
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -145,19 +147,7 @@ func TestUplinkWithMacvlanOfAContainer(t *testing.T) {
 	office(t)
 	container := nettest.NewHost(t, "container")
 	run(t, "ip", strings.Fields("link add link nic0 name mv0 type macvlan mode bridge")...)
-	mv0, err := netlink.LinkByName("mv0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var there *os.File
-	container.Do(t, func() { there, err = os.Open("/proc/thread-self/ns/net") })
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer there.Close()
-	if err := netlink.LinkSetNsFd(mv0, int(there.Fd())); err != nil {
-		t.Fatal(err)
-	}
+	giveLink(t, "mv0", container)
 	before := network(t)
 	dir := t.TempDir()
 	s, err := Open(Config{Uplink: "nic0", NoteDir: dir})
@@ -169,5 +159,192 @@ func TestUplinkWithMacvlanOfAContainer(t *testing.T) {
 	}
 	if diff := cmp.Diff(before, network(t)); diff != "" {
 		t.Errorf("the network is not as it was:\n%s", diff)
+	}
+}
+
+func TestPortsWithNames(t *testing.T) {
+	nettest.NeedRoot(t)
+	nettest.Need(t, "ip")
+	s, err := Open(Config{Address: private, NoteDir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	for _, name := range []string{"a/b", "sixteen-bytes-xx", "ectap%d", ".."} {
+		if _, err := s.Port(PortConfig{Name: name}); err == nil {
+			t.Errorf("a port was named %q", name)
+		}
+	}
+	port, err := s.Port(PortConfig{Name: "web", MAC: guestMAC})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer port.File.Close()
+	// Neither a tap that is used nor one that waits for its next user.
+	run(t, "ip", "tuntap", "add", "kept", "mode", "tap")
+	t.Cleanup(func() { run(t, "ip", "link", "del", "kept") })
+	for _, name := range []string{"web", "kept", "lo"} {
+		if _, err := s.Port(PortConfig{Name: name}); err == nil || !strings.Contains(err.Error(), "is there already") {
+			t.Errorf("a second %s: %v", name, err)
+		}
+	}
+	for _, harm := range []string{"link set web nomaster", "link set web down", "link del " + PrivateBridge} {
+		if !s.Plugged("web") {
+			t.Error("the port is not plugged")
+		}
+		run(t, "ip", strings.Fields(harm)...)
+		if s.Plugged("web") {
+			t.Errorf("%q is not noticed", harm)
+		}
+		if _, err := s.Mend(); err != nil {
+			t.Error(err)
+		}
+		if err := s.Replug("web"); err != nil {
+			t.Error(err)
+		}
+	}
+	if !s.Plugged("web") {
+		t.Error("the port is not plugged")
+	}
+	if err := s.Unplug("lo"); err == nil {
+		t.Error("lo was unplugged")
+	}
+	for range 2 {
+		if err := s.Unplug("web"); err != nil {
+			t.Error(err)
+		}
+	}
+	wantNoLink(t, "web")
+	if err := s.Replug("web"); err == nil || !strings.Contains(err.Error(), "is gone") {
+		t.Errorf("a port that is gone: %v", err)
+	}
+}
+
+func TestMacvtapWithoutASegment(t *testing.T) {
+	router := office(t)
+	before := network(t)
+	const name = "vm-525400123456"
+	tap, err := Macvtap("nic0", name, guestMAC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !guestAsks(t, tap.File, netip.MustParseAddr("10.79.0.50"), netip.MustParseAddr("10.79.0.1")) {
+		t.Error("the router does not answer")
+	}
+	if _, err := Macvtap("nic0", name, guestMAC); err == nil || !strings.Contains(err.Error(), "has a guest already: process") {
+		t.Errorf("of a guest that runs: %v", err)
+	}
+	if _, err := Macvtap("nic0", "other", guestMAC); err == nil || !strings.Contains(err.Error(), "is taken on nic0") {
+		t.Errorf("of a taken address: %v", err)
+	}
+	wantNoLink(t, "other")
+	tap.File.Close()
+	// As after a crash.
+	if tap, err = Macvtap("nic0", name, guestMAC); err != nil {
+		t.Fatal(err)
+	}
+	tap.File.Close()
+	for parent, want := range map[string]string{"lo": "without Ethernet", "nowhere": "there is no NIC nowhere"} {
+		if _, err := Macvtap(parent, "other", guestMACOf(1)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("on %s: %v", parent, err)
+		}
+	}
+	for _, taken := range []string{"nic0", "lo", name} {
+		if _, err := Macvtap("nic0", taken, guestMACOf(1)); err == nil || !strings.Contains(err.Error(), "is not this guest's") {
+			t.Errorf("named %s: %v", taken, err)
+		}
+		if taken == name {
+			continue
+		}
+		if err := Remove(taken); err == nil || !strings.Contains(err.Error(), "is no macvtap") {
+			t.Errorf("%s was removed: %v", taken, err)
+		}
+	}
+	for range 2 {
+		if err := Remove(name); err != nil {
+			t.Error(err)
+		}
+	}
+	if diff := cmp.Diff(before, network(t)); diff != "" {
+		t.Errorf("the network is not as it was:\n%s", diff)
+	}
+
+	s, err := Open(Config{Uplink: "nic0", NoteDir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if _, err := Macvtap("nic0", name, guestMAC); err == nil || !strings.Contains(err.Error(), `use bridge = "ecbr-nic0"`) {
+		t.Errorf("on a port: %v", err)
+	}
+	router.Run(t, "ping", "-c1", "-W5", "10.79.0.2")
+}
+
+// The servers' macvlan, a guest's macvtap, a container's macvlan and another
+// machine on the wire all see one another.
+func TestEverybodyOnOneParent(t *testing.T) {
+	router := office(t)
+	s := openParent(t, "10.79.0.2/24")
+	container, guest := nettest.NewHost(t, "container"), nettest.NewHost(t, "guest")
+	run(t, "ip", strings.Fields("link add link nic0 name mv-nic0 type macvlan mode bridge")...)
+	giveLink(t, "mv-nic0", container)
+	container.Run(t, "ip", "addr", "add", "10.79.0.60/24", "dev", "mv-nic0")
+	container.Run(t, "ip", "link", "set", "mv-nic0", "up")
+	port, err := s.Port(PortConfig{Name: "web", MAC: guestMAC})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd, err := guest.Self(context.Background(), "guest", net.HardwareAddr(guestMAC[:]).String(), "10.79.0.50/24")
+	if err != nil {
+		t.Fatal(err)
+	}
+	life, end, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.ExtraFiles = []*os.File{port.File, life}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { end.Close(); cmd.Wait() })
+	life.Close()
+	port.File.Close()
+	await(t, "the start of the guest", func() bool { return reaches(guest, "10.79.0.2") })
+
+	all := map[string]*nettest.Host{"10.79.0.1": router, "10.79.0.60": container, "10.79.0.50": guest}
+	for from, h := range all {
+		for target := range all {
+			if from != target && !reaches(h, target) {
+				t.Errorf("%s does not reach %s", from, target)
+			}
+		}
+		if !reaches(h, "10.79.0.2") {
+			t.Errorf("%s does not reach the servers", from)
+		}
+		run(t, "ping", "-c1", "-W5", "-I", s.Interface(), from)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if !reaches(router, "10.79.0.60") {
+		t.Error("the container has lost its network with the segment")
+	}
+}
+
+// giveLink moves a link to another host.
+func giveLink(t *testing.T, name string, to *nettest.Host) {
+	t.Helper()
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var there *os.File
+	to.Do(t, func() { there, err = os.Open("/proc/thread-self/ns/net") })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer there.Close()
+	if err := netlink.LinkSetNsFd(link, int(there.Fd())); err != nil {
+		t.Fatal(err)
 	}
 }
