@@ -1,6 +1,23 @@
 package vmm
 
-import "strings"
+import (
+	"io"
+	"strings"
+)
+
+// Lines returns a writer for what a console shows, which calls emit with each
+// line of text in it.
+func Lines(emit func(line string)) io.Writer { return &lineWriter{emit: emit} }
+
+type lineWriter struct {
+	splitter splitter
+	emit     func(string)
+}
+
+func (w *lineWriter) Write(p []byte) (int, error) {
+	w.splitter.feed(p, w.emit)
+	return len(p), nil
+}
 
 // maxLine is the length in bytes at which a line is broken.
 const maxLine = 4096

@@ -5,10 +5,12 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/every-channel/ecboot/internal/api"
 	"github.com/every-channel/ecboot/internal/boot"
+	"github.com/every-channel/ecboot/internal/config"
 	"github.com/every-channel/ecboot/internal/lan"
 	"github.com/every-channel/ecboot/internal/timeline"
 )
@@ -38,6 +40,26 @@ func (s *stack) backend(known *roster) api.Backend {
 			return errors.Join(errs...)
 		},
 	}
+}
+
+// listenUp answers command lines for 'ecboot up', those of operators included.
+func listenUp(cfg *config.Config, b api.Backend) (*api.Server, error) {
+	gid, err := operatorGroup(cfg)
+	if err != nil {
+		return nil, err
+	}
+	dir, err := makeUpDir(userDirs().Run, gid)
+	if err != nil {
+		return nil, err
+	}
+	s, err := api.Listen(filepath.Join(dir, api.SocketName), b)
+	if err != nil {
+		return nil, err
+	}
+	if gid < 0 {
+		return s, nil
+	}
+	return s, s.Share(gid)
 }
 
 // segment finds the one called name; nil when there is none.

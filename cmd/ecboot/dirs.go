@@ -4,7 +4,9 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"os/user"
 	"path/filepath"
 	"strconv"
 
@@ -20,6 +22,11 @@ type dirs struct {
 	Cache, State, Run string
 }
 
+// rootDirs are those of the machine itself.
+func rootDirs() dirs {
+	return dirs{Cache: "/var/cache/ecboot", State: "/var/lib/ecboot", Run: "/run/ecboot"}
+}
+
 // userDirs follows the file hierarchy for root and the XDG base directories for
 // everybody else.
 func userDirs() dirs {
@@ -28,7 +35,7 @@ func userDirs() dirs {
 		uid = os.Geteuid()
 	}
 	if uid == 0 {
-		return dirs{Cache: "/var/cache/ecboot", State: "/var/lib/ecboot", Run: "/run/ecboot"}
+		return rootDirs()
 	}
 	home := os.Getenv("HOME")
 	xdg := func(name, fallback string) string {
@@ -53,7 +60,7 @@ type runDir struct {
 }
 
 func openRunDir(base string) (_ *runDir, err error) {
-	if err := os.MkdirAll(base, 0o700); err != nil {
+	if err := makeRunBase(base); err != nil {
 		return nil, err
 	}
 	// Held while a directory is made and its lock taken, and by sweep.
@@ -75,6 +82,54 @@ func openRunDir(base string) (_ *runDir, err error) {
 		return nil, errors.Join(err, os.RemoveAll(d.path))
 	}
 	return d, nil
+}
+
+// makeRunBase makes the directory of all processes. Others may pass through it
+// to what is shared with them, and see nothing on the way.
+func makeRunBase(base string) error {
+	if err := os.MkdirAll(filepath.Dir(base), 0o700); err != nil {
+		return err
+	}
+	if err := os.Mkdir(base, 0o711); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return os.Chmod(base, 0o711) // whatever made it, and the umask
+}
+
+// upName is the directory of 'ecboot up' below dirs.Run; there is one of it.
+const upName = "up"
+
+// makeUpDir makes the directory of 'ecboot up', for the members of a group as
+// well unless gid is -1.
+func makeUpDir(base string, gid int) (path string, err error) {
+	if err := makeRunBase(base); err != nil {
+		return "", err
+	}
+	path = filepath.Join(base, upName)
+	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return "", err
+	}
+	if gid < 0 {
+		return path, errors.Join(os.Chown(path, -1, os.Getegid()), os.Chmod(path, 0o700))
+	}
+	return path, errors.Join(os.Chown(path, -1, gid), os.Chmod(path, 0o750))
+}
+
+// operatorGroup returns the group whose members may drive guests; -1 when this
+// machine has none of that name, or when the guests are not root's.
+func operatorGroup(cfg *config.Config) (gid int, err error) {
+	if os.Geteuid() != 0 {
+		return -1, nil
+	}
+	g, err := user.LookupGroup(cfg.Server.OperatorGroup)
+	var unknown user.UnknownGroupError
+	if errors.As(err, &unknown) {
+		return -1, nil
+	}
+	if err != nil {
+		return -1, err
+	}
+	return strconv.Atoi(g.Gid)
 }
 
 func (d *runDir) file(name string) string { return filepath.Join(d.path, name) }

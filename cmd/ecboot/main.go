@@ -112,6 +112,7 @@ failed, 4 the guest timed out, 5 this machine lacks something ('ecboot doctor').
 		newImageCommand(),
 		newLeaseCommand(&configPath),
 		newMachineCommand(&configPath),
+		newGuestCommand(&configPath, commandOfGuest),
 		newConfigCommand(&configPath),
 		newDoctorCommand(&configPath),
 		newVersionCommand(),

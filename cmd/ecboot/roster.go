@@ -24,7 +24,7 @@ func machineStore(cfg *config.Config) fleet.Store {
 // roster is what a serving process knows of machines and profiles: what the
 // configuration file and 'ecboot machine' say at the moment.
 type roster struct {
-	path string // of the configuration file; empty: defaults
+	path string // of the configuration file, if one was named
 	log  *slog.Logger
 
 	mu       sync.Mutex
@@ -62,7 +62,7 @@ func (r *roster) loadLocked() error {
 // reload reads the configuration file again. Machines, rules and profiles are as
 // it says from then on; networks stay as they are until a restart.
 func (r *roster) reload(ctx context.Context) error {
-	next, err := config.Load(r.path)
+	next, err := loadConfig(r.path)
 	if err != nil {
 		return err
 	}
