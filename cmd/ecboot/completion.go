@@ -4,6 +4,7 @@ import (
 	"context"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -51,17 +52,32 @@ func completeGuests(limit int) completion {
 	})
 }
 
+// completeDeclared completes with the guests of the configuration.
+func completeDeclared(limit int) completion {
+	return completeNames(limit, func(_ *cobra.Command, cfg *config.Config) []string { return guestNames(cfg) })
+}
+
 func completeProfiles(limit int) completion {
 	return completeNames(limit, func(_ *cobra.Command, cfg *config.Config) []string { return slices.Collect(maps.Keys(cfg.Profiles)) })
 }
 
-func completeSegments(cmd *cobra.Command, _ []string, prefix string) ([]string, cobra.ShellCompDirective) {
-	return completeNames(-1, func(_ *cobra.Command, cfg *config.Config) (names []string) {
+// completeSegmentFlag completes --segment.
+func completeSegmentFlag(cmd *cobra.Command) {
+	// It fails for a flag that is not there, and for one that has been given one.
+	_ = cmd.RegisterFlagCompletionFunc("segment", completeNames(-1, func(_ *cobra.Command, cfg *config.Config) (names []string) {
 		for _, s := range cfg.Segments {
 			names = append(names, s.Name)
 		}
 		return names
-	})(cmd, nil, prefix)
+	}))
+}
+
+func completeMachineKeys(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+	var keys []string
+	for _, key := range config.MachineKeys {
+		keys = append(keys, strings.Replace(key+"=", "NAME=", "", 1))
+	}
+	return keys, cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveNoSpace
 }
 
 // completeMachines completes a first argument with machines, and the others with
@@ -79,10 +95,10 @@ func completeMachines(follows completion) completion {
 		return names
 	})
 	return func(cmd *cobra.Command, args []string, prefix string) ([]string, cobra.ShellCompDirective) {
-		if len(args) == 0 || follows == nil {
-			return machines(cmd, args, prefix)
+		if len(args) > 0 && follows != nil {
+			return follows(cmd, args[1:], prefix)
 		}
-		return follows(cmd, args[1:], prefix)
+		return machines(cmd, args, prefix)
 	}
 }
 

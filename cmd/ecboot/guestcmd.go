@@ -383,7 +383,7 @@ func newGuestExecArgsCommand(configPath *string, command commandOf) *cobra.Comma
 shell. Nothing is made or started, and no 'ecboot up' need run. Descriptors that the
 command names are opened by ecboot.`,
 		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: completeGuests(1),
+		ValidArgsFunction: completeDeclared(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			cfg, err := loadConfig(*configPath)
 			if err != nil {

@@ -32,7 +32,7 @@ guest if one is named. When it has no mistakes it replaces the file, and 'ecboot
 takes it over: what is new starts if it is to start by itself, what is gone stops,
 and what has changed goes on as it was until it is restarted.`,
 		Args:              cobra.MaximumNArgs(1),
-		ValidArgsFunction: completeGuests(1),
+		ValidArgsFunction: completeDeclared(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			e := editor{stdin: os.Stdin, stdout: cmd.OutOrStdout(), stderr: cmd.ErrOrStderr(), load: loadConfig}
 			path, err := config.Find(*configPath)

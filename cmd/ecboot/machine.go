@@ -220,9 +220,10 @@ func newMachineListCommand(configPath *string) *cobra.Command {
 func newMachineShowCommand(configPath *string) *cobra.Command {
 	var output string
 	cmd := &cobra.Command{
-		Use:   "show MACHINE",
-		Short: "Show one machine and its last boot",
-		Args:  cobra.ExactArgs(1),
+		Use:               "show MACHINE",
+		Short:             "Show one machine and its last boot",
+		ValidArgsFunction: completeMachines(nil),
+		Args:              cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			v, err := openFleet(cmd.Context(), *configPath, cmd.ErrOrStderr())
 			if err != nil {
@@ -279,7 +280,8 @@ KEY= without a value takes back what was set here.`,
 		Example: `  ecboot machine set node1 profile=rescue
   ecboot machine set 52:54:00:12:34:56 name=node9 address=10.77.0.19 tags=rack7,gpu
   ecboot machine set node1 next=once option.ntp-servers=10.77.0.253`,
-		Args: cobra.MinimumNArgs(2),
+		ValidArgsFunction: completeMachines(completeMachineKeys),
+		Args:              cobra.MinimumNArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return changeMachine(cmd, *configPath, args[0], func(v *fleetView, e *fleet.Entry) error {
 				var errs []error
@@ -316,7 +318,8 @@ that. Without a PROFILE a machine that boots once and then its own disk has
 another boot. The profile "local" is the machine's own disk.`,
 		Example: `  ecboot machine next node1 rescue
   ecboot machine next node1 --clear`,
-		Args: cobra.RangeArgs(1, 2),
+		ValidArgsFunction: completeMachines(completeProfiles(1)),
+		Args:              cobra.RangeArgs(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return changeMachine(cmd, *configPath, args[0], func(v *fleetView, e *fleet.Entry) error {
 				switch {
@@ -346,9 +349,10 @@ another boot. The profile "local" is the machine's own disk.`,
 
 func newMachineForgetCommand(configPath *string) *cobra.Command {
 	return &cobra.Command{
-		Use:   "forget MACHINE",
-		Short: "Take back all that was said of a machine beside the configuration file",
-		Args:  cobra.ExactArgs(1),
+		Use:               "forget MACHINE",
+		Short:             "Take back all that was said of a machine beside the configuration file",
+		ValidArgsFunction: completeMachines(nil),
+		Args:              cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return changeMachine(cmd, *configPath, args[0], func(v *fleetView, e *fleet.Entry) error {
 				if len(e.Set) == 0 && e.Once == "" && !e.Booted {
@@ -416,7 +420,8 @@ func newMachineWakeCommand(configPath *string) *cobra.Command {
 		Short: "Switch a machine on (Wake-on-LAN)",
 		Long: `Switch a machine on by Wake-on-LAN: on the segment where it was seen last, or on
 every one. Its firmware must be set to listen while it is off.`,
-		Args: cobra.ExactArgs(1),
+		ValidArgsFunction: completeMachines(nil),
+		Args:              cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx := cmd.Context()
 			v, err := openFleet(ctx, *configPath, cmd.ErrOrStderr())
@@ -440,6 +445,7 @@ every one. Its firmware must be set to listen while it is off.`,
 		},
 	}
 	cmd.Flags().StringVar(&segment, "segment", "", "`NAME` of the segment to wake it on (default: all)")
+	completeSegmentFlag(cmd)
 	return cmd
 }
 

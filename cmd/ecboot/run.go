@@ -30,6 +30,7 @@ or -o json, the command ends when the guest is ready.`,
 		Example: `  ecboot run
   ecboot run --firmware uefi --rom none
   ecboot run rescue --memory 2G -- -device virtio-balloon-pci`,
+		ValidArgsFunction: completeProfiles(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			names := beforeDash(cmd, args)
 			if len(names) > 1 {

@@ -18,6 +18,7 @@ type segmentFlags struct{ segment, bridge, address, mode string }
 func (f *segmentFlags) register(cmd *cobra.Command) {
 	fs := cmd.Flags()
 	fs.StringVar(&f.segment, "segment", "", "`NAME` of a segment of the configuration")
+	completeSegmentFlag(cmd)
 	fs.StringVar(&f.bridge, "bridge", "", "existing `BRIDGE` to use, whether the configuration declares it or not")
 	fs.StringVar(&f.address, "address", "", "the servers' `ADDRESS/LENGTH` (default: the configuration's, or the one that the link has)")
 	fs.StringVar(&f.mode, "mode", "", "`server|proxy`: give addresses, or only boot files beside another DHCP server")
