@@ -115,6 +115,7 @@ failed, 4 the guest timed out, 5 this machine lacks something ('ecboot doctor').
 		newGuestCommand(&configPath, commandOfGuest),
 		newConfigCommand(&configPath),
 		newDoctorCommand(&configPath),
+		newInstallCommand(),
 		newVersionCommand(),
 	)
 	return root, started
