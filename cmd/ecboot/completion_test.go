@@ -57,7 +57,7 @@ func TestCompletion(t *testing.T) {
 
 	// Those that run count more than those that a file declares.
 	f := &fakeUp{guests: []api.Guest{{Name: "other"}}}
-	listenFake(t, f)
+	listenFake(t, f, "users")
 	check("guests of 'ecboot up'", "other", "guest", "show", "")
 	check("what is edited is the file", "db web", "guest", "exec-args", "")
 }

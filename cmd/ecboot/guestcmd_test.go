@@ -1,18 +1,23 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/every-channel/ecboot/internal/api"
 	"github.com/every-channel/ecboot/internal/boot"
@@ -30,13 +35,14 @@ type fakeUp struct {
 	reload   func() error
 }
 
-// listenFake serves f where the verbs look for 'ecboot up'.
-func listenFake(t *testing.T, f *fakeUp) {
+// listenFake serves f where the verbs look for 'ecboot up', for members of a
+// group as well.
+func listenFake(t *testing.T, f *fakeUp, group string) {
 	t.Helper()
 	nettest.NeedRoot(t)
 	f.consoles = make(chan net.Conn, 8)
 	cfg := config.Default()
-	cfg.Server.OperatorGroup = "users"
+	cfg.Server.OperatorGroup = group
 	s, err := listenUp(cfg, api.Backend{
 		Status: func() api.Status {
 			return api.Status{Schema: api.Schema, Segments: []api.Segment{}, Machines: []api.Machine{}}
@@ -159,7 +165,7 @@ func fakeGuests() []api.Guest {
 
 func TestGuestVerbs(t *testing.T) {
 	f := &fakeUp{guests: fakeGuests()}
-	listenFake(t, f)
+	listenFake(t, f, "users")
 	dir := t.TempDir()
 	tests := []struct {
 		name  string
@@ -260,4 +266,401 @@ func TestGuestVerbs(t *testing.T) {
 		ecboot(t, "guest", "show", "db").want(t, 2, "the configuration declares none")
 		ecboot(t, "guest", "stop", "--all").want(t, 0, "no guest is to be stopped")
 	})
+}
+
+func TestNoSupervisor(t *testing.T) {
+	nettest.NeedRoot(t)
+	for _, args := range []string{"list", "show db", "start db", "stop --all", "restart db", "reset db", "console db", "log db", "screenshot db -"} {
+		ecboot(t, append([]string{"guest"}, strings.Fields(args)...)...).want(t, exitEnvironment, "no 'ecboot up' runs here", "systemctl start ecboot")
+	}
+	// One that was killed leaves its socket.
+	dir, err := makeUpDir(userDirs().Run, -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(dir, api.SocketName)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	l.Close()
+	ecboot(t, "guest", "list").want(t, exitEnvironment, "no 'ecboot up' runs here")
+}
+
+// Members of the group do over the socket what root does, and nobody else does
+// or sees anything.
+func TestOperators(t *testing.T) {
+	nettest.NeedRoot(t)
+	nettest.Need(t, "setpriv")
+	exe, err := os.ReadFile("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The test binary must be in reach of users without rights.
+	bin := "/run/ecboot-operators.test"
+	if err := os.WriteFile(bin, exe, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	defer os.Remove(bin)
+	as := func(t *testing.T, who string, args ...string) result {
+		t.Helper()
+		cmd := exec.Command("setpriv", append(append(strings.Fields(who), "--inh-caps=-all", bin), args...)...)
+		cmd.Env = []string{mainVar + "=1", "HOME=/nonexistent", "PATH=" + os.Getenv("PATH")}
+		cmd.Dir = "/"
+		var stdout, stderr strings.Builder
+		cmd.Stdout, cmd.Stderr = &stdout, &stderr
+		var exit *exec.ExitError
+		if err := cmd.Run(); err != nil && !errors.As(err, &exit) {
+			t.Fatal(err)
+		}
+		return result{cmd.ProcessState.ExitCode(), stdout.String(), stderr.String()}
+	}
+	const operator, stranger = "--reuid=games --regid=nogroup --groups=users", "--reuid=games --regid=nogroup --clear-groups"
+	private := filepath.Join(userDirs().Run, "1")
+	if err := os.MkdirAll(private, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(private)
+
+	t.Run("with a group", func(t *testing.T) {
+		f := &fakeUp{guests: fakeGuests()}
+		listenFake(t, f, "users")
+		as(t, operator, "guest", "list").want(t, 0, "db ", "running")
+		as(t, operator, "guest", "stop", "db").want(t, 0, "db: stopped (power button)")
+		as(t, operator, "guest", "screenshot", "db", "-").want(t, 0, "PNG")
+		as(t, operator, "guest", "log", "db").want(t, 0, "login:")
+		f.said()
+		as(t, stranger, "guest", "stop", "db").want(t, exitEnvironment, "root's", "join the group users: 'sudo usermod -aG users games'")
+		if calls := f.said(); calls != "" {
+			t.Errorf("a stranger has done %s", calls)
+		}
+		for path, want := range map[string]fs.FileMode{
+			"/run/ecboot": 0o711, "/run/ecboot/1": 0o700, "/run/ecboot/up": 0o750, "/run/ecboot/up/" + api.SocketName: 0o660,
+		} {
+			if st, err := os.Stat(path); err != nil || st.Mode().Perm() != want {
+				t.Errorf("%s: %v %v, want mode %v", path, st.Mode(), err, want)
+			}
+		}
+		// What needs files says so.
+		dir := t.TempDir()
+		file := filepath.Join(dir, "ecboot.toml")
+		if err := os.WriteFile(file, []byte("[guest.db]\nbackend = \"microvm\"\n[server]\nstate_dir = \""+dir+"\"\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		for d := dir; d != "/tmp" && d != "/"; d = filepath.Dir(d) {
+			os.Chmod(d, 0o755)
+		}
+		as(t, operator, "guest", "edit", "--config", file).want(t, exitEnvironment, file, "sudo ecboot guest edit")
+		macs := filepath.Join(dir, "macs")
+		if err := os.WriteFile(macs, []byte("web 02:01:27:00:00:01\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		as(t, operator, "guest", "import", macs, "--config", file).want(t, exitEnvironment, dir, "sudo ecboot guest import")
+	})
+	t.Run("joined since the login", func(t *testing.T) {
+		listenFake(t, &fakeUp{}, "games")
+		as(t, stranger, "guest", "list").want(t, exitEnvironment, "you have joined the group games since you logged in", "newgrp games")
+	})
+	t.Run("without a group", func(t *testing.T) {
+		listenFake(t, &fakeUp{guests: fakeGuests()}, "no-such-group")
+		as(t, operator, "guest", "list").want(t, exitEnvironment, "run this as root", "operator_group")
+		ecboot(t, "guest", "list").want(t, 0, "db")
+	})
+}
+
+func (f *fakeUp) console(t *testing.T) net.Conn {
+	t.Helper()
+	c := <-f.consoles
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+func TestGuestConsole(t *testing.T) {
+	f := &fakeUp{guests: fakeGuests()}
+	listenFake(t, f, "users")
+	sit := func(t *testing.T, args ...string) (person *os.File, screen *bufio.Reader, wait func()) {
+		t.Helper()
+		person, program := openTerminal(t)
+		cmd := ecbootCommand(t, t.Context(), append([]string{"guest", "console", "db"}, args...)...)
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = program, program, program
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		program.Close()
+		screen = bufio.NewReader(person)
+		return person, screen, func() {
+			t.Helper()
+			go io.Copy(io.Discard, screen)
+			if err := cmd.Wait(); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	t.Run("one types and others watch", func(t *testing.T) {
+		person, screen, wait := sit(t)
+		guest := f.console(t)
+		io.WriteString(guest, "what was\r\n")
+		readUntil(t, screen, escapeKeyName+" leaves it, and the guest goes on\r\n")
+		readUntil(t, screen, "what was\r\n")
+		io.WriteString(person, "ls\x03")
+		typed := make([]byte, 3)
+		if _, err := io.ReadFull(guest, typed); err != nil || string(typed) != "ls\x03" {
+			t.Errorf("the guest got %q, %v", typed, err)
+		}
+
+		second, secondScreen, secondWait := sit(t)
+		readUntil(t, secondScreen, "somebody else types at the console of db: you only watch\r\n")
+		io.WriteString(f.console(t), "seen by both\r\n")
+		readUntil(t, secondScreen, "seen by both\r\n")
+		io.WriteString(second, "x\x03")
+		secondWait()
+
+		cmd := ecbootCommand(t, t.Context(), "guest", "console", "db")
+		cmd.Stdin = strings.NewReader("reboot\n")
+		if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), "somebody else types at its console") {
+			t.Errorf("%v\n%s", err, out)
+		}
+
+		io.WriteString(person, string(rune(escapeKey)))
+		wait()
+		f.mu.Lock()
+		f.writer = nil
+		f.mu.Unlock()
+	})
+	t.Run("only watching", func(t *testing.T) {
+		person, screen, wait := sit(t, "--read-only")
+		io.WriteString(f.console(t), "$ ")
+		readUntil(t, screen, "$ ")
+		io.WriteString(person, string(rune(escapeKey)))
+		wait()
+	})
+	t.Run("the guest ends", func(t *testing.T) {
+		_, screen, wait := sit(t, "--read-only")
+		f.console(t).Close()
+		readUntil(t, screen, "the console of db has ended: 'ecboot guest show db'")
+		wait()
+	})
+	t.Run("through pipes", func(t *testing.T) {
+		cmd := ecbootCommand(t, t.Context(), "guest", "console", "db")
+		cmd.Stdin = strings.NewReader("reboot\n")
+		var out strings.Builder
+		cmd.Stdout, cmd.Stderr = &out, os.Stderr
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		guest := f.console(t)
+		if line, err := bufio.NewReader(guest).ReadString('\n'); err != nil || line != "reboot\n" {
+			t.Errorf("the guest got %q, %v", line, err)
+		}
+		io.WriteString(guest, "going down\r\n")
+		guest.Close()
+		if err := cmd.Wait(); err != nil || out.String() != "going down\r\n" {
+			t.Errorf("%v, %q", err, out.String())
+		}
+	})
+	for _, tt := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"guest", "console", "db", "-o", "json"}, `{"schema":1,"name":"db","line":"Welcome"}` + "\n"},
+		{[]string{"guest", "log", "-f", "db"}, "Welcome\n"},
+		{[]string{"guest", "log", "-f", "db", "-o", "json"}, `{"schema":1,"name":"db","line":"Welcome"}` + "\n"},
+	} {
+		t.Run(strings.Join(tt.args, " "), func(t *testing.T) {
+			cmd := ecbootCommand(t, t.Context(), tt.args...)
+			var out strings.Builder
+			cmd.Stdout, cmd.Stderr = &out, os.Stderr
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			guest := f.console(t)
+			io.WriteString(guest, "\x1b[2J\x1b[1;1HWelcome\r\n")
+			guest.Close()
+			if err := cmd.Wait(); err != nil || out.String() != tt.want {
+				t.Errorf("%v, %q", err, out.String())
+			}
+		})
+	}
+}
+
+func TestGuestEdit(t *testing.T) {
+	f := &fakeUp{guests: fakeGuests()}
+	listenFake(t, f, "users")
+	dir := t.TempDir()
+	file := filepath.Join(dir, "ecboot.toml")
+	base := "[server]\nstate_dir = \"" + dir + "\"\n\n[guest.db]\nbackend = \"microvm\"\nmemory = \"1G\"\n[guest.old]\nbackend = \"microvm\"\n"
+	write := func(t *testing.T) {
+		t.Helper()
+		if err := errors.Join(os.WriteFile(file, []byte(base), 0o640), os.Chmod(file, 0o640), os.Chown(file, 5, 100)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	edit := func(t *testing.T, script string, args ...string) result {
+		t.Helper()
+		t.Setenv("VISUAL", "")
+		t.Setenv("EDITOR", "sh -c '"+script+"' editor")
+		return ecboot(t, append([]string{"guest", "edit", "--config", file}, args...)...)
+	}
+	text := func() string {
+		data, _ := os.ReadFile(file)
+		return string(data)
+	}
+	left := func(t *testing.T) []string {
+		t.Helper()
+		list, err := filepath.Glob(filepath.Join(dir, ".edit-*"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range list {
+			os.Remove(name)
+		}
+		return list
+	}
+	const change = `sed -i -e s/1G/2G/ -e /guest.old/,\$d "$1"; printf "[guest.web]\nbackend = \"microvm\"\n" >> "$1"`
+	reloads := 0
+	f.reload = func() error { reloads++; return nil }
+	t.Run("change", func(t *testing.T) {
+		write(t)
+		edit(t, change).want(t, 0, "[guest.db] memory = \"2G\"\n", "[guest.web] is new\n", "[guest.old] is gone\n",
+			"'ecboot up' has taken it over", "still as before until 'ecboot guest restart db'")
+		if !strings.Contains(text(), "guest.web") || reloads != 1 || left(t) != nil {
+			t.Errorf("reloaded %d times; the file is\n%s", reloads, text())
+		}
+		var st unix.Stat_t
+		if err := unix.Stat(file, &st); err != nil || st.Mode&0o777 != 0o640 || st.Uid != 5 || st.Gid != 100 {
+			t.Errorf("%v: mode %o, owner %d:%d", err, st.Mode, st.Uid, st.Gid)
+		}
+	})
+	t.Run("through a link", func(t *testing.T) {
+		write(t)
+		link := filepath.Join(t.TempDir(), "ecboot.toml")
+		if err := os.Symlink(file, link); err != nil {
+			t.Fatal(err)
+		}
+		edit(t, change, "--config", link, "-o", "json").want(t, 0, `"reloaded": true`, `"restart": [`, file)
+		if st, err := os.Lstat(link); err != nil || st.Mode()&fs.ModeSymlink == 0 || !strings.Contains(text(), "guest.web") {
+			t.Errorf("%v, %v\n%s", st, err, text())
+		}
+	})
+	t.Run("nothing", func(t *testing.T) {
+		write(t)
+		edit(t, "true").want(t, 0, "nothing was changed")
+		edit(t, `echo "# nothing" >> "$1"`).want(t, 0, "nothing that counts was changed")
+	})
+	t.Run("mistakes", func(t *testing.T) {
+		write(t)
+		r := edit(t, `printf "colour = 1\n[guest.web]\nbackend = \"xen\"\n" >> "$1"`)
+		r.want(t, exitUsage, file+":9:1: guest.old.colour", file+":11:11: guest.web.backend", "is left as it is; your version is "+dir+"/.edit-")
+		if kept := left(t); text() != base || len(kept) != 1 {
+			t.Errorf("%v\n%s", kept, text())
+		}
+	})
+	t.Run("the editor fails", func(t *testing.T) {
+		write(t)
+		edit(t, "exit 3").want(t, exitFailed, "exit status 3")
+		if left(t) != nil || text() != base {
+			t.Error(text())
+		}
+		edit(t, `echo >> "$1"; exit 3`).want(t, exitFailed, "your version is")
+		if len(left(t)) != 1 || text() != base {
+			t.Error(text())
+		}
+	})
+	t.Run("two at once", func(t *testing.T) {
+		write(t)
+		edit(t, `echo "# mine" >> "$1"; echo "# theirs" >> `+file).want(t, exitFailed, "changed by somebody else meanwhile", "your version is")
+		if len(left(t)) != 1 || !strings.HasSuffix(text(), "# theirs\n") {
+			t.Error(text())
+		}
+	})
+	t.Run("a supervisor that refuses", func(t *testing.T) {
+		write(t)
+		f.reload = func() error { return errors.New("no space left on device") }
+		defer func() { f.reload = nil }()
+		edit(t, change).want(t, exitFailed, file+" is written, but 'ecboot up' has not taken it over: no space left on device")
+	})
+	t.Run("at the table of a guest", func(t *testing.T) {
+		write(t)
+		vi := filepath.Join(t.TempDir(), "vi")
+		if err := os.WriteFile(vi, []byte("#!/bin/sh\necho \"$1\" >&2\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		t.Setenv("VISUAL", vi)
+		ecboot(t, "guest", "edit", "--config", file, "db").want(t, 0, "+4\n", "nothing was changed")
+		ecboot(t, "guest", "edit", "--config", file, "dd").want(t, exitUsage, "there is no guest dd: there are db, old")
+	})
+	t.Run("on a terminal", func(t *testing.T) {
+		write(t)
+		person, program := openTerminal(t)
+		t.Setenv("VISUAL", "")
+		// The first time wrong, then right.
+		t.Setenv("EDITOR", `sh -c 'grep -q colour "$1" && sed -i /colour/d "$1" && sed -i s/1G/2G/ "$1" || echo "colour = 1" >> "$1"' editor`)
+		cmd := ecbootCommand(t, t.Context(), "guest", "edit", "--config", file)
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = program, program, program
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		program.Close()
+		screen := bufio.NewReader(person)
+		readUntil(t, screen, "guest.old.colour")
+		readUntil(t, screen, "edit again? [Y/n] ")
+		io.WriteString(person, "\n")
+		readUntil(t, screen, `memory = "2G"`)
+		go io.Copy(io.Discard, screen)
+		if err := cmd.Wait(); err != nil || left(t) != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("no file", func(t *testing.T) {
+		ecboot(t, "guest", "edit").want(t, exitUsage, "no configuration file to edit")
+		ecboot(t, "guest", "edit", "db", "web").want(t, exitUsage, "at most 1 arg")
+	})
+}
+
+func TestGuestImport(t *testing.T) {
+	f := &fakeUp{guests: fakeGuests()}
+	listenFake(t, f, "users")
+	dir := t.TempDir()
+	file, list := filepath.Join(dir, "ecboot.toml"), filepath.Join(dir, "macs")
+	text := "[server]\nstate_dir = \"" + dir + "\"\n"
+	for _, name := range []string{"db", "web"} {
+		text += "[guest." + name + "]\nbackend = \"microvm\"\n[[guest." + name + ".nic]]\nsegment = \"private\"\n"
+	}
+	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	run := func(macs string, args ...string) result {
+		t.Helper()
+		if err := os.WriteFile(list, []byte(macs), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return ecboot(t, append([]string{"guest", "import", "--config", file, list}, args...)...)
+	}
+	stored := func() string {
+		data, _ := os.ReadFile(filepath.Join(dir, "guest-macs.json"))
+		return string(data)
+	}
+	reloads := 0
+	f.reload = func() error { reloads++; return nil }
+
+	// db runs with 02:01:27:5b:95:9e.
+	run("db 02:01:27:00:00:01\nweb 02:01:27:00:00:02\n").want(t, exitFailed, "db runs with 02:01:27:5b:95:9e, which would become 02:01:27:00:00:01: 'ecboot guest stop db' first")
+	run("db nonsense\nweb = 7\n").want(t, exitUsage, list+": line 1:", "line 2:")
+	if stored() != "" || reloads != 0 {
+		t.Errorf("half of it was taken: %s", stored())
+	}
+	run("db 02:01:27:5b:95:9e\nweb 02:01:27:00:00:02\nlater 02:01:27:00:00:03\n").want(t, 0,
+		"db     02:01:27:5b:95:9e  added\n", "web    02:01:27:00:00:02  added\n", "later  02:01:27:00:00:03  added, and not declared")
+	if !strings.Contains(stored(), "02:01:27:00:00:02") || reloads != 1 {
+		t.Errorf("reloaded %d times; stored %s", reloads, stored())
+	}
+	before := stored()
+	run("web 02:01:27:00:00:04\nnew 02:01:27:00:00:03\n").want(t, exitUsage, "nothing was taken", "web has 02:01:27:00:00:02 already", "--replace", "is the address of both")
+	if stored() != before {
+		t.Errorf("half of it was taken: %s", stored())
+	}
+	run("web 02:01:27:00:00:04\n", "--replace", "-o", "json").want(t, 0, `"name": "web"`, `"done": "replaced"`, `"declared": true`)
+	ecboot(t, "guest", "import", "--config", file, "/no/such").want(t, exitUsage, "/no/such")
+	ecboot(t, "guest", "import", "--config", file).want(t, exitUsage, "accepts 1 arg")
 }
