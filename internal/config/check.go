@@ -19,6 +19,7 @@ func (r *reader) check(c *Config) {
 	r.checkNeighbours(c)
 	r.checkMachines(c)
 	r.checkRules(c)
+	r.checkGuests(c)
 	if (c.Server.TLSCertificate == "") != (c.Server.TLSKey == "") && r.ok("server.tls_certificate", "server.tls_key") {
 		r.problemAt("server.tls_certificate", "and tls_key belong together", "write both, or neither for a certificate that ecboot makes")
 	}
@@ -47,7 +48,7 @@ func (r *reader) checkSegment(c *Config, s *Segment) {
 	if !r.ok(key("address"), key("relay")) || !address.IsValid() {
 		return
 	}
-	if _, said := r.at[key("pool")]; !said {
+	if _, said := r.at[key("pool")]; !said && s.Mode != ModeProxy {
 		s.Pool = []Range{derivePool(address)}
 	}
 	if r.ok(key("pool")) {
@@ -190,7 +191,7 @@ func (r *reader) checkNeighbours(c *Config) {
 		path := join("segment", s.Name)
 		for _, t := range c.Segments[:i] {
 			other := join("segment", t.Name)
-			line, _ := r.position(r.at[other])
+			line := r.lineOf(other)
 			for _, link := range []struct{ key, mine, theirs string }{
 				{"interface", s.Interface, t.Interface}, {"bridge", s.Bridge, t.Bridge}, {"uplink", s.Uplink, t.Uplink},
 			} {
@@ -263,7 +264,7 @@ func (r *reader) checkMachines(c *Config) {
 			first[id] = i
 			return
 		}
-		line, _ := r.position(r.at[path(j, key)])
+		line := r.lineOf(path(j, key))
 		r.problemAt(path(i, key), fmt.Sprintf("%s is another machine's too, in line %d", shown, line), "give each machine one of its own")
 	}
 	for i, m := range c.Machines {

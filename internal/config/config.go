@@ -268,7 +268,7 @@ type Guest struct {
 	Arch       string // "amd64" or "arm64", which has UEFI and a machine of its own
 	Firmware   string // "bios", "uefi" or "uefi-ia32"
 	SecureBoot bool   // UEFI with Microsoft's keys that runs nothing unsigned
-	Machine    string // "q35" or "pc"
+	Machine    string // "q35" or "pc"; empty: a declared guest has no choice
 	Memory     Size   // whole mebibytes
 	CPUs       int
 	NIC        string // QEMU device model
@@ -354,9 +354,9 @@ func findIn(candidates ...string) (string, error) {
 }
 
 // Load reads a file and the iPXE scripts that it names, and checks that every
-// file that it names can be read. Mistakes are returned as Problems. An empty
-// path gives Default.
-func Load(path string) (*Config, error) {
+// file that it names can be read. Mistakes are returned as Problems, together
+// with what checks have to complain about. An empty path gives Default.
+func Load(path string, checks ...Check) (*Config, error) {
 	if path == "" {
 		return Default(), nil
 	}
@@ -372,12 +372,27 @@ func Load(path string) (*Config, error) {
 	if !r.broken {
 		r.readFiles(c)
 		r.readPrograms(c)
+		for _, check := range checks {
+			for _, p := range check(c) {
+				if r.ok(p.Key) {
+					r.problemAt(p.Key, p.What, p.Instead)
+				}
+			}
+		}
 	}
 	if err := r.err(); err != nil {
 		return nil, err
 	}
 	return c, nil
 }
+
+// Check is what another package knows of a configuration. Values that are wrong
+// already can be among those it sees; what it says of them is left out.
+type Check func(*Config) []Complaint
+
+// Complaint is a mistake by its key, such as "guest.web.extra[0]": a Problem
+// without the place.
+type Complaint struct{ Key, What, Instead string }
 
 // Parse reads the text of a file without looking at this machine:
 // Profile.Script stays empty, and so does the Node of a guest for which the file

@@ -341,9 +341,8 @@ var (
 	tableOfLine = regexp.MustCompile(`^#?\[\[?([^\]]+)\]`)
 )
 
-// TestReferenceExamples reads the examples of the reference instead of its
-// settings.
-func TestReferenceExamples(t *testing.T) {
+// referenceExamples is the reference with its examples instead of its settings.
+func referenceExamples() string {
 	var b strings.Builder
 	for line := range strings.Lines(Reference) {
 		switch {
@@ -353,11 +352,16 @@ func TestReferenceExamples(t *testing.T) {
 			b.WriteString(line)
 		}
 	}
-	c, err := Parse("ecboot.toml", []byte(b.String()))
+	return b.String()
+}
+
+func TestReferenceExamples(t *testing.T) {
+	text := referenceExamples()
+	c, err := Parse("ecboot.toml", []byte(text))
 	if err != nil {
-		t.Fatalf("%v\n%s", err, b.String())
+		t.Fatalf("%v\n%s", err, text)
 	}
-	if len(c.Machines) != 1 || len(c.Rules) != 1 || len(c.Profiles) != 7 || len(c.Segments) != 5 || len(c.Guests) != 4 {
+	if len(c.Machines) != 1 || len(c.Rules) != 1 || len(c.Profiles) != 7 || len(c.Segments) != 5 || len(c.Guests) != 5 {
 		t.Errorf("examples are missing:\n%s", c.Show())
 	}
 	checkRoundTrip(t, c)
@@ -644,6 +648,7 @@ func FuzzParse(f *testing.F) {
 	for _, seed := range []string{
 		"a.b.c = 1\n[a.b]\n[[a]]\n", "machine = [{mac = '525400000001'}, {}]", "[[machine]]\n[[machine]]\n",
 		"[profile.default.initramfs]\nfiles = {'a\"\\b' = \"\\u007f\\u2028\"}", "[segment.a]\naddress = '10.0.0.2/30'", "x = [[[[[{}]]]]]",
+		referenceExamples(), vm + card + disk, cont, tiny + "nic = [{segment = 'private', mac = '020127000001'}, 5]\nlimits = {cpu = '1%'}", "[guest]\na.backend = 'container'\na.zfs.'/x\"'.pool = 'p'",
 		"[profile.x]\ninitrds = []\n", "segment.a.exclude = ['1.1.1.1-255.255.255.255']",
 	} {
 		f.Add([]byte(seed))

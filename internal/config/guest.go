@@ -123,6 +123,9 @@ type GuestDisk struct {
 	Bus       string // "virtio", "scsi" or "ide"
 }
 
+// writes reports whether the file at Path changes.
+func (d GuestDisk) writes() bool { return !d.ReadOnly && !d.ISO && !d.Ephemeral }
+
 // DiskPath is where the guest's i-th disk is, from 0.
 func (g DeclaredGuest) DiskPath(stateDir string, i int) string {
 	if d := g.Disks[i]; d.Path != "" {

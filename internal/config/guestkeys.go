@@ -31,7 +31,7 @@ func machineTypeKeys(s *section, g *Guest) {
 func firmwareKeys(s *section, g *Guest) {
 	key(s, "firmware", oneOf("bios", "uefi", "uefi-ia32"), &g.Firmware)
 	key(s, "secure_boot", boolean, &g.SecureBoot)
-	key(s, "machine", oneOf("q35", "pc"), &g.Machine)
+	key(s, "machine", written(oneOf("q35", "pc")), &g.Machine)
 	key(s, "rom", oneOf("default", "none"), &g.ROM)
 }
 
@@ -217,11 +217,16 @@ func guestDefaults(s *section, g *DeclaredGuest) {
 			g.Boot = BootDirect
 		}
 	default:
-		if g.Arch == "arm64" && !s.has("firmware") {
-			g.Firmware = "uefi"
+		if g.Arch == "arm64" {
+			if !s.has("firmware") {
+				g.Firmware = "uefi"
+			}
+			if !s.has("machine") {
+				g.Machine = ""
+			}
 		}
 		// Nobody has signed the ROM of a network card.
-		if g.SecureBoot && !s.has("rom") {
+		if g.SecureBoot && g.Firmware != "bios" && !s.has("rom") {
 			g.ROM = "none"
 		}
 		for i := range g.NICs {

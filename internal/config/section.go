@@ -46,17 +46,24 @@ func (r *reader) problem(key string, offset int, what, instead string) {
 	r.bad[key] = true
 }
 
-// problemAt reports a problem with the value of a key, or when the file leaves
-// it to the default, with the nearest table around it that is there.
-func (r *reader) problemAt(key, what, instead string) {
-	place := key
+// problemAt reports a problem with the value of a key.
+func (r *reader) problemAt(key, what, instead string) { r.problem(key, r.place(key), what, instead) }
+
+// place is the offset of the value of a key or, when the file leaves it to the
+// default, of the nearest table around it that is there.
+func (r *reader) place(key string) int {
 	for {
-		if at, ok := r.at[place]; ok || place == "" {
-			r.problem(key, at, what, instead)
-			return
+		if at, ok := r.at[key]; ok || key == "" {
+			return at
 		}
-		place = place[:max(0, strings.LastIndexAny(place, ".["))]
+		key = key[:max(0, strings.LastIndexAny(key, ".["))]
 	}
+}
+
+// lineOf is the line of place.
+func (r *reader) lineOf(key string) int {
+	line, _ := r.position(r.place(key))
+	return line
 }
 
 // ok reports whether none of the keys has been complained about: a check that
