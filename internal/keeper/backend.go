@@ -70,8 +70,11 @@ func (m machine) Stop(ctx context.Context) string {
 	return string(how)
 }
 
-func (m machine) Exit() Exit {
-	e := m.Machine.Exit()
+func (m machine) Exit() Exit { return exitOfMachine(m.Machine.Exit()) }
+
+// exitOfMachine judges an end that nobody has asked for. Who tells QEMU to quit
+// knows what he does.
+func exitOfMachine(e vmm.Exit) Exit {
 	return Exit{
 		Reason: string(e.Reason), Detail: e.Detail,
 		Failed: e.Reason == vmm.GuestPanic || e.Reason == vmm.Killed || e.Reason == vmm.Failed,
@@ -127,8 +130,10 @@ func (c *container) Stop(ctx context.Context) string {
 	return string(how)
 }
 
-func (c *container) Exit() Exit {
-	e := c.Container.Exit()
+func (c *container) Exit() Exit { return exitOfContainer(c.Container.Exit()) }
+
+// exitOfContainer judges an end that nobody has asked for.
+func exitOfContainer(e nspawn.Exit) Exit {
 	return Exit{
 		Reason: string(e.Reason), Detail: e.Detail,
 		Failed: e.Reason == nspawn.Failed || e.Reason == nspawn.Killed,

@@ -62,12 +62,12 @@ func (c *Client) watch(guest *os.File) {
 		_ = awaitEnd(guest)
 		guest.Close()
 	}
-	c.keeper.Close()
 	if c.plan.Container != nil {
 		nspawn.Sweep(c.plan.Cgroup)
 	}
 	c.exit = readExit(c.dir)
 	close(c.done)
+	c.keeper.Close() // who may still want to signal it knows by done
 }
 
 // Plan is what the keeper was told to run.
@@ -139,7 +139,7 @@ func (c *Client) Kill(ctx context.Context) error {
 		}
 	}
 	if ctx.Err() == nil && !closed(c.done) {
-		if err := signalProcess(c.keeper, syscall.SIGKILL); err != nil && !closed(c.done) && !errors.Is(err, syscall.ESRCH) && !errors.Is(err, os.ErrClosed) {
+		if err := signalProcess(c.keeper, syscall.SIGKILL); err != nil && !closed(c.done) && !errors.Is(err, syscall.ESRCH) {
 			return fmt.Errorf("kill the keeper of %s: %w", c.plan.Name, err)
 		}
 	}
@@ -162,8 +162,12 @@ func (c *Client) Screenshot(ctx context.Context) (png []byte, err error) {
 	return png, err
 }
 
-// Log returns the last lines of text on the console, of this run.
+// Log returns the last lines of text on the console, those of earlier runs
+// included if the plan has a log.
 func (c *Client) Log(ctx context.Context, lines int) (text []byte, err error) {
+	if c.plan.LogFile != "" {
+		return ReadLog(c.plan.LogFile, lines)
+	}
 	err = c.ask(ctx, http.MethodGet, "/v1/log?lines="+strconv.Itoa(lines), &text)
 	return text, err
 }

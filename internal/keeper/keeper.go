@@ -21,6 +21,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/every-channel/ecboot/internal/nspawn"
@@ -76,6 +77,8 @@ func (p *Plan) check() error {
 	switch {
 	case p.Schema > Schema:
 		return fmt.Errorf("its plan has schema %d, and this ecboot knows %d: it was made by a newer one", p.Schema, Schema)
+	case p.LogFile != "" && !filepath.IsAbs(p.LogFile):
+		return fmt.Errorf("log %q: use an absolute path", p.LogFile)
 	case p.Name == "":
 		return errors.New("a guest without a name")
 	case !vm && p.Backend != Container:

@@ -10,11 +10,6 @@ import (
 	"github.com/every-channel/ecboot/vmm"
 )
 
-func TestMain(m *testing.M) {
-	RunKeeper()
-	nettest.Main(m)
-}
-
 func TestMachine(t *testing.T) {
 	nettest.Need(t, "qemu-system-x86_64")
 	dir := filepath.Join(t.TempDir(), "box")

@@ -25,14 +25,17 @@ func awaitEnd(process *os.File) error {
 	if err != nil {
 		return err
 	}
-	return conn.Read(func(fd uintptr) bool {
-		for {
-			n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
-			if !errors.Is(err, unix.EINTR) {
-				return n > 0 || err != nil
-			}
+	return conn.Read(hasEnded)
+}
+
+// hasEnded also when nobody has waited for the process.
+func hasEnded(pidfd uintptr) bool {
+	for {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 0)
+		if !errors.Is(err, unix.EINTR) {
+			return n > 0 || err != nil
 		}
-	})
+	}
 }
 
 func signalProcess(process *os.File, s syscall.Signal) error {

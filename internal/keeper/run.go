@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"math"
 	"net"
+	"net/http"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -30,7 +31,12 @@ const (
 
 // RunKeeper is the life of a keeper: main calls it before anything else, and it
 // returns in every other process.
-func RunKeeper() {
+func RunKeeper() { runKeeper(launch) }
+
+// starter starts the guest of a plan.
+type starter func(context.Context, Plan, []*os.File, *timeline.Recorder, *slog.Logger) (guest, error)
+
+func runKeeper(launch starter) {
 	dir := os.Getenv(keeperVar)
 	if dir == "" {
 		return
@@ -46,6 +52,7 @@ func RunKeeper() {
 	}
 	if err != nil {
 		// Nobody is left who wants the guest.
+		_ = os.RemoveAll(dir)
 		os.Exit(1)
 	}
 	taps := make([]*os.File, o.Taps)
@@ -155,12 +162,15 @@ func (k *keeper) listenToSignals() {
 // errStopped is why a guest does not start that is stopped meanwhile.
 var errStopped = errors.New("it was stopped while it started")
 
-// run starts the guest and serves until it has ended. report is told how the
-// start went.
+// run starts the guest and serves until it has ended. tell is called once the
+// start has succeeded or failed.
 func (k *keeper) run(start func(context.Context) (guest, error), tell func(report)) error {
+	server := k.server()
 	fail := func(err error) error {
+		close(k.started)
 		_ = os.RemoveAll(k.dir)
 		tell(report{Error: err.Error()})
+		k.linger(server)
 		return err
 	}
 	if err := writeJSON(filepath.Join(k.dir, planName), k.plan); err != nil {
@@ -175,7 +185,6 @@ func (k *keeper) run(start func(context.Context) (guest, error), tell func(repor
 		return fail(err)
 	}
 	defer log.Close()
-	server := k.server()
 	go server.Serve(listener)
 
 	g, err := start(k.startCtx)
@@ -187,7 +196,6 @@ func (k *keeper) run(start func(context.Context) (guest, error), tell func(repor
 		err = errStopped
 	}
 	if err != nil {
-		close(k.started)
 		return fail(err)
 	}
 	k.guest = g
@@ -259,14 +267,15 @@ func (k *keeper) beginStop() {
 
 // kill ends the guest at once, whatever else is under way.
 func (k *keeper) kill() {
+	k.cancelStart()
+	<-k.started
+	if k.guest == nil || closed(k.guest.Done()) {
+		return
+	}
 	k.mu.Lock()
 	k.killed = true
 	k.mu.Unlock()
-	k.cancelStart()
-	<-k.started
-	if k.guest != nil {
-		k.guest.Kill()
-	}
+	k.guest.Kill()
 }
 
 // conclude finds out how the guest ended, when it has.
@@ -297,10 +306,7 @@ func conclusion(e Exit, how string, killed bool) Exit {
 }
 
 // linger lets clients have the last of what they asked for.
-func (k *keeper) linger(server interface {
-	Shutdown(context.Context) error
-	Close() error
-}) {
+func (k *keeper) linger(server *http.Server) {
 	ctx, cancel := context.WithTimeout(context.Background(), lingerTimeout)
 	defer cancel()
 	k.events.end()

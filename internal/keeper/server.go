@@ -242,13 +242,14 @@ func (k *keeper) serveConsole(w http.ResponseWriter, r *http.Request) {
 	ending.Wait()
 }
 
-// impatient closes a connection whose other end does not read.
+// impatient closes a connection whose other end does not read. Of one that has
+// gone there may still be input.
 type impatient struct{ conn net.Conn }
 
 func (i *impatient) Write(p []byte) (int, error) {
 	_ = i.conn.SetWriteDeadline(time.Now().Add(stallTimeout))
 	n, err := i.conn.Write(p)
-	if err != nil {
+	if errors.Is(err, os.ErrDeadlineExceeded) {
 		i.conn.Close()
 	}
 	return n, err

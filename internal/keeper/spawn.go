@@ -14,6 +14,7 @@ import (
 	"regexp"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -48,6 +49,9 @@ func Spawn(ctx context.Context, plan Plan, opts SpawnOptions) (_ *Client, err er
 		}
 	}()
 	plan.Schema = Schema
+	if opts.Dir, err = filepath.Abs(opts.Dir); err != nil {
+		return nil, err
+	}
 	if err := plan.check(); err != nil {
 		return nil, err
 	}
@@ -71,7 +75,7 @@ func Spawn(ctx context.Context, plan Plan, opts SpawnOptions) (_ *Client, err er
 	}
 	pid, err := k.command(ctx, &plan, opts)
 	if err != nil {
-		k.end()
+		k.end(lingerTimeout)
 		if plan.Container != nil {
 			nspawn.Sweep(plan.Cgroup)
 		}
@@ -128,7 +132,7 @@ func begin(name string, opts SpawnOptions, lock *os.File) (*child, error) {
 		return fail(err)
 	}
 	if k.process, err = openProcess(k.cmd.Process.Pid); err != nil {
-		k.end()
+		k.end(0)
 		return fail(err)
 	}
 	return k, nil
@@ -181,11 +185,12 @@ func (k *child) command(ctx context.Context, plan *Plan, opts SpawnOptions) (int
 	return r.PID, nil
 }
 
-// end makes sure that the process is gone.
-func (k *child) end() {
+// end makes sure that the process is gone. One that has reported ends by itself.
+func (k *child) end(patience time.Duration) {
 	k.orders.Close()
 	k.reports.Close()
-	_ = k.cmd.Process.Kill()
+	kill := time.AfterFunc(patience, func() { _ = k.cmd.Process.Kill() })
+	defer kill.Stop()
 	_ = k.cmd.Wait()
 	if k.process != nil {
 		k.process.Close()

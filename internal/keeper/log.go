@@ -1,9 +1,14 @@
 package keeper
 
 import (
+	"errors"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
+
+	"github.com/every-channel/ecboot/vmm"
 )
 
 // maxConsoleLog is where a console's log is moved aside.
@@ -78,4 +83,44 @@ func (r *rotatingFile) Close() error {
 		return nil
 	}
 	return r.f.Close()
+}
+
+// maxTail is how much of a log is read for its last lines.
+const maxTail = 2 << 20 // bytes
+
+// ReadLog returns the last lines of text in a console's log that are not blank,
+// those of earlier runs included. A log that is missing is empty.
+func ReadLog(path string, lines int) ([]byte, error) {
+	var raw []byte
+	for _, name := range []string{path + ".1", path} {
+		end, err := readEnd(name)
+		if err != nil {
+			return nil, err
+		}
+		raw = append(raw, end...)
+	}
+	var text []string
+	split := vmm.Lines(func(line string) {
+		if line = strings.TrimRight(line, " \t"); line != "" {
+			text = append(text, line+"\n")
+		}
+	})
+	_, _ = split.Write(append(raw, '\n')) // a last line that has not ended counts
+	return []byte(strings.Join(text[max(0, len(text)-max(0, lines)):], "")), nil
+}
+
+func readEnd(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	return io.ReadAll(io.NewSectionReader(f, max(0, st.Size()-maxTail), maxTail))
 }
