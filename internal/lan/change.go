@@ -63,6 +63,11 @@ func (c *change) remember() (err error) {
 	return err
 }
 
+// whole reports whether a change from a note has all that belongs to it.
+func (c change) whole() bool {
+	return (c.Op != opMove || c.Saved != nil) && (c.Op != opNAT || c.NAT != nil)
+}
+
 // make makes the change. pause is for tests to stop within.
 func (c change) make(pause func()) error {
 	switch c.Op {
@@ -90,12 +95,15 @@ func (c change) make(pause func()) error {
 
 // undo undoes the change, or as much of it as was made.
 func (c change) undo() error {
-	switch {
-	case c.Op == opMove && c.Saved != nil:
+	if !c.whole() {
+		return nil
+	}
+	switch c.Op {
+	case opMove:
 		return c.Saved.moveBack(c.Link, c.On)
-	case c.Op == opSetting:
+	case opSetting:
 		return restoreSetting(c.Key, c.Value, c.Old)
-	case c.Op == opNAT && c.NAT != nil:
+	case opNAT:
 		return c.NAT.remove()
 	}
 	link, err := netlink.LinkByName(c.Link)

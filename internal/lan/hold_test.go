@@ -102,6 +102,9 @@ func TestSegmentIsLeftAndTakenOver(t *testing.T) {
 	if _, err := Open(cfg); err == nil || !strings.Contains(err.Error(), "is open already") {
 		t.Errorf("opened twice: %v", err)
 	}
+	if err := Sweep(cfg.NoteDir); err != nil {
+		t.Fatal(err)
+	}
 	if err := first.Leave(); err != nil {
 		t.Fatal(err)
 	}

@@ -48,11 +48,42 @@ func Macvtap(parent, name string, mac [6]byte) (*Tap, error) {
 	if err := c.makeUpper(); err != nil {
 		return nil, err
 	}
-	tap, err := c.openMacvtap()
+	tap, err := c.openMarked()
 	if err != nil {
 		return nil, errors.Join(err, Remove(name))
 	}
 	return tap, nil
+}
+
+// macvtapMark is the alias ('ip link') of links that Macvtap makes.
+const macvtapMark = "ecboot guest"
+
+func (c change) openMarked() (*Tap, error) {
+	link, err := netlink.LinkByName(c.Link)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", c.Link, err)
+	}
+	if err := netlink.LinkSetAlias(link, macvtapMark); err != nil {
+		return nil, fmt.Errorf("alias of %s: %w", c.Link, err)
+	}
+	return c.openMacvtap()
+}
+
+// RemoveUnused removes the links that Macvtap has made and no process has open,
+// as deaths at the wrong moment leave them, and names them. The caller makes none
+// at the same time.
+func RemoveUnused() (names []string, err error) {
+	links, err := netlink.LinkList()
+	if err != nil {
+		return nil, fmt.Errorf("look at the network: %w", err)
+	}
+	var errs []error
+	for _, link := range links {
+		if la := link.Attrs(); la.Alias == macvtapMark && errInUse(la.Name) == nil {
+			names, errs = append(names, la.Name), append(errs, Remove(la.Name))
+		}
+	}
+	return names, errors.Join(errs...)
 }
 
 // Remove removes a macvtap. One that is not there is fine; any other kind of link

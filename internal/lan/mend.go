@@ -22,7 +22,7 @@ func (s *Segment) Mend() (mended []string, err error) {
 	var errs []error
 	anew := map[string]bool{} // links that have nothing of what they had
 	for _, c := range s.made {
-		if c.Op == opMacvtap || !anew[c.affects()] && !anew[c.On] && c.holds() {
+		if c.Op == opMacvtap || !c.whole() || !anew[c.affects()] && !anew[c.On] && c.holds() {
 			continue
 		}
 		again := c

@@ -36,6 +36,11 @@ func FuzzNote(f *testing.F) {
 			if c.NAT != nil && c.NAT.Net.IsValid() {
 				c.NAT.table()
 			}
+			c.affects()
+			c.upper(1)
+			if c.whole() {
+				_ = c.String()
+			}
 			if c.Saved == nil {
 				continue
 			}

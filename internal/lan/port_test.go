@@ -238,6 +238,9 @@ func TestMacvtapWithoutASegment(t *testing.T) {
 		t.Errorf("of a taken address: %v", err)
 	}
 	wantNoLink(t, "other")
+	if names, err := RemoveUnused(); len(names) > 0 || err != nil {
+		t.Errorf("of a guest that runs: %q, %v", names, err)
+	}
 	tap.File.Close()
 	// As after a crash.
 	if tap, err = Macvtap("nic0", name, guestMAC); err != nil {
@@ -264,6 +267,17 @@ func TestMacvtapWithoutASegment(t *testing.T) {
 		if err := Remove(name); err != nil {
 			t.Error(err)
 		}
+	}
+	if tap, err = Macvtap("nic0", name, guestMAC); err != nil {
+		t.Fatal(err)
+	}
+	tap.File.Close()
+	run(t, "ip", strings.Fields("link add link nic0 name other type macvtap mode bridge")...)
+	if names, err := RemoveUnused(); len(names) != 1 || names[0] != name || err != nil {
+		t.Errorf("unused: %q, %v", names, err)
+	}
+	if err := Remove("other"); err != nil {
+		t.Error(err)
 	}
 	if diff := cmp.Diff(before, network(t)); diff != "" {
 		t.Errorf("the network is not as it was:\n%s", diff)
