@@ -227,6 +227,13 @@ type attachment struct {
 	closed  bool // nothing more will come
 }
 
+// History is how many bytes of the past Attach would begin with now.
+func (c *Console) History() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return min(len(c.history), historySize)
+}
+
 // Attach writes all output to w, first what is kept of the past, then what
 // comes, until detach is called or w fails. A writer that is too slow misses
 // some of it and is told so in its place; the guest never waits for it. detach

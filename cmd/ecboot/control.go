@@ -18,7 +18,11 @@ import (
 // backend is what the stack does for command lines that ask.
 func (s *stack) backend(known *roster) api.Backend {
 	return api.Backend{
-		Status: s.status,
+		Status: func() api.Status {
+			st := s.status()
+			st.Config = configFile(known.path)
+			return st
+		},
 		Reload: known.load,
 		Release: func(name string, a netip.Addr) error {
 			one := s.segment(name)
@@ -60,6 +64,19 @@ func listenUp(cfg *config.Config, b api.Backend) (*api.Server, error) {
 		return s, nil
 	}
 	return s, s.Share(gid)
+}
+
+// configFile is the absolute path of the configuration; empty when there is none.
+func configFile(explicit string) string {
+	found, err := config.Find(explicit)
+	if err != nil || found == "" {
+		return explicit
+	}
+	path, err := filepath.Abs(found)
+	if err != nil {
+		return found
+	}
+	return path
 }
 
 // segment finds the one called name; nil when there is none.

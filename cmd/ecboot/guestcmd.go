@@ -105,6 +105,20 @@ func notOperator(path string) error {
 	return fmt.Errorf("%srun this as root, or join the group %s: 'sudo usermod -aG %[2]s %s', and log in again", root, group, me.Username)
 }
 
+// guestConfig is the configuration file that is meant: the one that was named,
+// else that of the 'ecboot up' that runs, else the one that it would read.
+func guestConfig(ctx context.Context, explicit string) (path string, err error) {
+	if explicit == "" {
+		if s, err := openSupervisor(ctx); err == nil {
+			if st, err := s.Status(ctx); err == nil && st.Config != "" {
+				return st.Config, nil
+			}
+		}
+	}
+	path, err = config.Find(explicit)
+	return path, withCode(exitUsage, err)
+}
+
 // find returns the guests of these names, in this order and each once.
 func (s *supervisor) find(names []string) ([]api.Guest, error) {
 	var found []api.Guest
@@ -385,7 +399,11 @@ command names are opened by ecboot.`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: completeDeclared(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			cfg, err := loadConfig(*configPath)
+			path, err := guestConfig(cmd.Context(), *configPath)
+			if err != nil {
+				return err
+			}
+			cfg, err := loadConfig(path)
 			if err != nil {
 				return err
 			}

@@ -32,6 +32,8 @@ type fakeUp struct {
 	calls    []string
 	writer   net.Conn // the console's
 	consoles chan net.Conn
+	past     int    // bytes
+	config   string // the file that it reads
 	reload   func() error
 }
 
@@ -45,7 +47,7 @@ func listenFake(t *testing.T, f *fakeUp, group string) {
 	cfg.Server.OperatorGroup = group
 	s, err := listenUp(cfg, api.Backend{
 		Status: func() api.Status {
-			return api.Status{Schema: api.Schema, Segments: []api.Segment{}, Machines: []api.Machine{}}
+			return api.Status{Schema: api.Schema, Config: f.config, Segments: []api.Segment{}, Machines: []api.Machine{}}
 		},
 		Reload: func() error {
 			if f.reload == nil {
@@ -124,8 +126,16 @@ func (f *fakeUp) Console(_ context.Context, name string, write bool) (io.ReadWri
 		f.writer = ours
 	}
 	f.consoles <- ours
-	return theirs, nil
+	return pastConsole{theirs, f.past}, nil
 }
+
+// pastConsole is a console whose first bytes are of the past.
+type pastConsole struct {
+	net.Conn
+	past int
+}
+
+func (c pastConsole) History() int { return c.past }
 
 func (f *fakeUp) Log(_ context.Context, name string, lines int) ([]byte, error) {
 	f.did(name, "log %d", lines)
@@ -459,6 +469,33 @@ func TestGuestConsole(t *testing.T) {
 			t.Errorf("%v, %q", err, out.String())
 		}
 	})
+	t.Run("what was asked before is not answered now", func(t *testing.T) {
+		past := "a\x1b[6nb\x1b[1;31mc\x1b[0c\x1b]11;?\x07d"
+		f.past = len(past)
+		defer func() { f.past = 0 }()
+		person, screen, wait := sit(t, "--read-only")
+		io.WriteString(f.console(t), past+"\x1b[6n$ ")
+		readUntil(t, screen, "ab\x1b[1;31mcd\x1b[6n$ ")
+		io.WriteString(person, string(rune(escapeKey)))
+		wait()
+	})
+	t.Run("the last lines and what comes", func(t *testing.T) {
+		past := "one\r\ntwo\r\nthree\r\nfo"
+		f.past = len(past)
+		defer func() { f.past = 0 }()
+		cmd := ecbootCommand(t, t.Context(), "guest", "log", "db", "-fn", "2")
+		var out strings.Builder
+		cmd.Stdout, cmd.Stderr = &out, os.Stderr
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		guest := f.console(t)
+		io.WriteString(guest, past+"ur\r\nfive\r\n")
+		guest.Close()
+		if err := cmd.Wait(); err != nil || out.String() != "two\nthree\nfour\nfive\n" {
+			t.Errorf("%v, %q", err, out.String())
+		}
+	})
 	for _, tt := range []struct {
 		args []string
 		want string
@@ -573,6 +610,15 @@ func TestGuestEdit(t *testing.T) {
 		if len(left(t)) != 1 || !strings.HasSuffix(text(), "# theirs\n") {
 			t.Error(text())
 		}
+	})
+	t.Run("the file of 'ecboot up'", func(t *testing.T) {
+		write(t)
+		f.config = file
+		defer func() { f.config = "" }()
+		t.Setenv("VISUAL", "true")
+		ecboot(t, "guest", "edit").want(t, 0, file+": nothing was changed")
+		f.config = "/etc/hosts"
+		edit(t, change).want(t, exitFailed, file+" is written, but 'ecboot up' has not taken it over: it reads /etc/hosts")
 	})
 	t.Run("a supervisor that refuses", func(t *testing.T) {
 		write(t)

@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"text/tabwriter"
@@ -50,7 +51,7 @@ and prints an object per line of text.`,
 				return notRunning(g)
 			}
 			if output == "json" {
-				return s.follow(ctx, g.Name, consoleJSON(cmd.OutOrStdout(), g.Name))
+				return s.follow(ctx, g.Name, 0, consoleJSON(cmd.OutOrStdout(), g.Name))
 			}
 			a := attachment{s: s, guest: g.Name, stdin: os.Stdin, stdout: cmd.OutOrStdout(), stderr: cmd.ErrOrStderr()}
 			return a.run(ctx, readOnly)
@@ -105,7 +106,13 @@ func (a attachment) run(ctx context.Context, readOnly bool) error {
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	shown := make(chan error, 1)
 	show := func() {
-		_, err := io.Copy(a.stdout, conn)
+		var err error
+		if terminal {
+			err = showPast(a.stdout, conn)
+		}
+		if err == nil {
+			_, err = io.Copy(a.stdout, conn)
+		}
 		if ctx.Err() != nil || errors.Is(err, os.ErrClosed) || isReset(err) {
 			err = nil
 		}
@@ -165,16 +172,47 @@ func isReset(err error) bool {
 	return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }
 
-// follow prints a guest's console, from what it showed lately, until the end of
-// either.
-func (s *supervisor) follow(ctx context.Context, name string, w io.Writer) error {
+// showPast shows what a console has shown before. What it asked the terminal then
+// is left out: the answer would be typed into a guest that no longer waits for it.
+func showPast(w io.Writer, c *api.Console) error {
+	past := make([]byte, c.History)
+	n, err := io.ReadFull(c, past)
+	if _, err := w.Write(terminalQuery.ReplaceAll(past[:n], nil)); err != nil {
+		return err
+	}
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return nil
+	}
+	return err
+}
+
+// terminalQuery matches what terminals answer: requests for status, attributes,
+// modes, sizes and colours (ECMA-48 DSR and DA, and what xterm added).
+var terminalQuery = regexp.MustCompile(`\x05|\x1bZ|\x1b\[[?>=]?[0-9;]*(?:[cnt]|\$p)|\x1b\][0-9;]+;\?(?:\x07|\x1b\\)|\x1bP[+$]q[^\x1b]*\x1b\\`)
+
+// follow emits the last lines of a guest's console, 0 for all that it has, and
+// then those that come, until the end of the guest or of ctx.
+func (s *supervisor) follow(ctx context.Context, name string, lines int, emit func(line string)) error {
 	conn, err := s.Console(ctx, name, false)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	_, err = io.Copy(w, conn)
-	if ctx.Err() != nil || isReset(err) {
+	var past []string
+	sink := func(line string) { past = append(past, line) }
+	text := vmm.Lines(func(line string) { sink(line) })
+	_, err = io.CopyN(text, conn, int64(conn.History))
+	if lines > 0 {
+		past = past[max(0, len(past)-lines):]
+	}
+	for _, line := range past {
+		emit(line)
+	}
+	sink = emit
+	if err == nil {
+		_, err = io.Copy(text, conn)
+	}
+	if ctx.Err() != nil || isReset(err) || errors.Is(err, io.EOF) {
 		return nil
 	}
 	return err
@@ -187,9 +225,9 @@ type consoleLine struct {
 	Line   string `json:"line"`
 }
 
-func consoleJSON(w io.Writer, name string) io.Writer {
+func consoleJSON(w io.Writer, name string) (emit func(line string)) {
 	enc := json.NewEncoder(w)
-	return vmm.Lines(func(line string) { enc.Encode(consoleLine{listSchema, name, line}) })
+	return func(line string) { enc.Encode(consoleLine{listSchema, name, line}) }
 }
 
 // guestLog is the answer of 'guest log -o json'.
@@ -228,11 +266,11 @@ each line is then an object.`,
 				if !hasConsole(g) {
 					return notRunning(g)
 				}
-				w := consoleJSON(stdout, g.Name)
+				emit := consoleJSON(stdout, g.Name)
 				if output == "text" {
-					w = vmm.Lines(func(line string) { fmt.Fprintln(stdout, line) })
+					emit = func(line string) { fmt.Fprintln(stdout, line) }
 				}
-				return s.follow(ctx, g.Name, w)
+				return s.follow(ctx, g.Name, lines, emit)
 			}
 			text, err := s.Log(ctx, g.Name, lines)
 			if err != nil {

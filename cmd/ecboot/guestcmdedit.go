@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/every-channel/ecboot/internal/api"
 	"github.com/every-channel/ecboot/internal/config"
 )
 
@@ -35,10 +36,10 @@ and what has changed goes on as it was until it is restarted.`,
 		ValidArgsFunction: completeDeclared(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			e := editor{stdin: os.Stdin, stdout: cmd.OutOrStdout(), stderr: cmd.ErrOrStderr(), load: loadConfig}
-			path, err := config.Find(*configPath)
+			path, err := guestConfig(cmd.Context(), *configPath)
 			switch {
 			case err != nil:
-				return withCode(exitUsage, err)
+				return err
 			case path == "":
 				return withCode(exitUsage, errors.New("there is no configuration file to edit: 'ecboot config init /etc/ecboot/ecboot.toml' writes one"))
 			}
@@ -343,6 +344,13 @@ func (e editor) reload(ctx context.Context, done *edited) error {
 	s, err := openSupervisor(ctx)
 	if errors.Is(err, errNoSupervisor) {
 		return nil // the text says so
+	}
+	var st api.Status
+	if err == nil {
+		st, err = s.Status(ctx)
+	}
+	if used, linkErr := filepath.EvalSymlinks(st.Config); err == nil && linkErr == nil && used != "" && used != done.File {
+		err = fmt.Errorf("it reads %s", st.Config)
 	}
 	if err == nil {
 		err = s.Reload(ctx)

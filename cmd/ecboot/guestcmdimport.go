@@ -32,7 +32,11 @@ reported, and no guest that runs gets another address.`,
   ip -json link | jq 'map({(.ifalias // .ifname): .address}) | add' | ecboot guest import -`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			cfg, err := loadConfig(*configPath)
+			path, err := guestConfig(cmd.Context(), *configPath)
+			if err != nil {
+				return err
+			}
+			cfg, err := loadConfig(path)
 			if err != nil {
 				return err
 			}

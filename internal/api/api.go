@@ -20,6 +20,7 @@ const Schema = 1
 type Status struct {
 	Schema   int       `json:"schema"`
 	PID      int       `json:"pid"`
+	Config   string    `json:"config,omitempty"` // absolute path of the file that it reads; empty: defaults
 	Segments []Segment `json:"segments"`
 	Machines []Machine `json:"machines"` // those that were seen, sorted by MAC
 }

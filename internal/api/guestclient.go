@@ -66,7 +66,7 @@ func (c *Client) Screenshot(ctx context.Context, name string) (png []byte, err e
 // Console attaches to a guest's console until Close, or the end of ctx or of
 // the guest. What it reads begins with what the guest wrote lately. With write
 // it may be written to; the error is ErrBusy when somebody else has that part.
-func (c *Client) Console(ctx context.Context, name string, write bool) (io.ReadWriteCloser, error) {
+func (c *Client) Console(ctx context.Context, name string, write bool) (*Console, error) {
 	path, err := guestPath(name, "console?write="+strconv.FormatBool(write))
 	if err != nil {
 		return nil, err
@@ -89,17 +89,20 @@ func (c *Client) Console(ctx context.Context, name string, write bool) (io.ReadW
 		}
 		return nil, err
 	}
-	return &console{conn, context.AfterFunc(ctx, func() { conn.Close() })}, nil
+	past, _ := strconv.Atoi(resp.Header.Get(historyHeader))
+	// The context of the request does not close what it was upgraded to.
+	return &Console{conn, past, context.AfterFunc(ctx, func() { conn.Close() })}, nil
 }
 
-// console is an upgraded connection, which the context of its request does not
-// close.
-type console struct {
+// Console is a connection to a guest's console.
+type Console struct {
 	io.ReadWriteCloser
-	forget func() bool
+	History int // how many of the bytes that are read first are of the past
+	forget  func() bool
 }
 
-func (c *console) Close() error {
+// Close leaves the console.
+func (c *Console) Close() error {
 	c.forget()
 	return c.ReadWriteCloser.Close()
 }

@@ -23,7 +23,8 @@ type Guests interface {
 	Reset(ctx context.Context, name string) error
 	// Console returns what the guest has written lately and then what it
 	// writes. There is any number of readers; one may write, and to a second
-	// one the error is ErrBusy.
+	// one the error is ErrBusy. What is returned may have a method
+	// History() int, the number of bytes that are of the past.
 	Console(ctx context.Context, name string, write bool) (io.ReadWriteCloser, error)
 	Log(ctx context.Context, name string, lines int) ([]byte, error) // the last lines of the console; 0: all that are kept
 	Screenshot(ctx context.Context, name string) (png []byte, err error)
@@ -97,3 +98,7 @@ type ended struct {
 // consoleProtocol is what a connection is upgraded to: the console's bytes, both
 // ways.
 const consoleProtocol = "ecboot-console"
+
+// historyHeader is how many of the bytes that a console sends first are of the
+// past.
+const historyHeader = "Ecboot-History"

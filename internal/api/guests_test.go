@@ -103,8 +103,12 @@ func (f *fakeGuests) Console(_ context.Context, name string, write bool) (io.Rea
 			f.mu.Unlock()
 		}
 	}()
-	return theirs, nil
+	return pastConsole{theirs}, nil
 }
+
+type pastConsole struct{ net.Conn }
+
+func (pastConsole) History() int { return len("history\n") }
 
 func serveGuests(t *testing.T, f *fakeGuests) (c *Client, stop func()) {
 	t.Helper()
@@ -214,6 +218,9 @@ func TestConsole(t *testing.T) {
 		}
 	}
 	one, oneReads := open(ctx, false)
+	if past := one.(*Console).History; past != len("history\n") {
+		t.Errorf("%d bytes are of the past", past)
+	}
 	ctxTwo, cancelTwo := context.WithCancel(ctx)
 	_, twoReads := open(ctxTwo, false)
 	writer, writerReads := open(ctx, true)

@@ -109,7 +109,11 @@ func serveConsole(w http.ResponseWriter, r *http.Request, g Guests) {
 		guest.Close()
 	})()
 	conn.SetDeadline(time.Time{})
-	if _, err := fmt.Fprintf(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %s\r\n\r\n", consoleProtocol); err != nil {
+	past := 0
+	if h, ok := guest.(interface{ History() int }); ok {
+		past = h.History()
+	}
+	if _, err := fmt.Fprintf(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %s\r\n%s: %d\r\n\r\n", consoleProtocol, historyHeader, past); err != nil {
 		return
 	}
 	typed := io.Discard

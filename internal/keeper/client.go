@@ -198,7 +198,8 @@ func (c *Client) Events(ctx context.Context, fn func(timeline.Event)) error {
 // Console attaches to the console: reading gives its last 64 KiB, then what
 // comes, and io.EOF when the guest has ended. With write it also takes input,
 // and is ErrBusy while another one does. A reader that is too slow misses some
-// of the output and is told so in its place. ctx is for attaching.
+// of the output and is told so in its place. ctx is for attaching. What is
+// returned has a method History() int, the number of bytes that are of the past.
 func (c *Client) Console(ctx context.Context, write bool) (io.ReadWriteCloser, error) {
 	path := "/v1/console"
 	if write {
@@ -215,8 +216,18 @@ func (c *Client) Console(ctx context.Context, write bool) (io.ReadWriteCloser, e
 		resp.Body.Close()
 		return nil, fmt.Errorf("the keeper of %s does not hand out its console", c.plan.Name)
 	}
-	return conn, nil
+	past, _ := strconv.Atoi(resp.Header.Get(historyHeader))
+	return &console{conn, past}, nil
 }
+
+// console is a connection to a console.
+type console struct {
+	io.ReadWriteCloser
+	history int
+}
+
+// History is how many of the bytes that are read first are of the past.
+func (c *console) History() int { return c.history }
 
 // Resize tells a container how large the terminal is that its console is shown
 // on.

@@ -20,6 +20,9 @@ import (
 // both ways.
 const protocol = "ecboot-console"
 
+// historyHeader is how many bytes of what a console sends are of the past.
+const historyHeader = "Ecboot-History"
+
 const (
 	// stallTimeout is how long a client may leave the console's output unread
 	// before it is dropped.
@@ -216,10 +219,10 @@ func (k *keeper) serveConsole(w http.ResponseWriter, r *http.Request) {
 	defer conn.Close()
 	_ = conn.SetDeadline(time.Time{})
 	out := &impatient{conn: conn}
-	if _, err := fmt.Fprintf(out, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %s\r\n\r\n", protocol); err != nil {
+	console := k.guest.Console()
+	if _, err := fmt.Fprintf(out, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %s\r\n%s: %d\r\n\r\n", protocol, historyHeader, console.History()); err != nil {
 		return
 	}
-	console := k.guest.Console()
 	detach := console.Attach(out)
 	gone := make(chan struct{})
 	var ending sync.WaitGroup
