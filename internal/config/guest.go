@@ -162,6 +162,17 @@ func (c *Config) DeclaredGuest(name string) (*DeclaredGuest, bool) {
 	return &c.Guests[i], true
 }
 
+// GuestWith finds the guest that has a network card of this address.
+func (c *Config) GuestWith(mac boot.MAC) (*DeclaredGuest, bool) {
+	i := slices.IndexFunc(c.Guests, func(g DeclaredGuest) bool {
+		return mac != (boot.MAC{}) && slices.ContainsFunc(g.NICs, func(n GuestNIC) bool { return n.MAC == mac })
+	})
+	if i < 0 {
+		return nil, false
+	}
+	return &c.Guests[i], true
+}
+
 // maxGuestName leaves room in the paths of Unix sockets, which have 108 bytes.
 const maxGuestName = 48
 

@@ -21,6 +21,15 @@ type reader struct {
 	at       map[string]int // byte offset of each value that was read, and of each section
 	bad      map[string]bool
 	keys     []string // every key that was asked for
+	every    []string // see everyKey
+}
+
+// everyKey is Keys, asked for again with every key that nobody knows.
+func (r *reader) everyKey() []string {
+	if r.every == nil {
+		r.every = Keys()
+	}
+	return r.every
 }
 
 func newReader(name string, data []byte) *reader {
@@ -325,7 +334,7 @@ func (s *section) end() {
 // section, or one of its own by a slip of the finger.
 func (s *section) suggest(name string) string {
 	var elsewhere []string
-	for _, k := range Keys() {
+	for _, k := range s.r.everyKey() {
 		if section, last, ok := cutLast(k); ok && last == name && section != "" {
 			elsewhere = append(elsewhere, header(section))
 		}

@@ -175,7 +175,11 @@ func (st State) apply(cfg *config.Config, check func(*config.Config) error) (*co
 		}
 		m, declared := out.Machine(id)
 		if !declared {
-			out.Machines = append(out.Machines, config.Machine{MAC: id.MAC, UUID: id.UUID, Name: id.Name, Next: config.NextAlways})
+			added := config.Machine{MAC: id.MAC, UUID: id.UUID, Name: id.Name, Next: config.NextAlways}
+			if g, isGuest := out.GuestWith(id.MAC); isGuest {
+				added.Name = g.Node // by which a machine is the guest
+			}
+			out.Machines = append(out.Machines, added)
 			m = &out.Machines[len(out.Machines)-1]
 		}
 		for _, key := range slices.Sorted(maps.Keys(e.Set)) {

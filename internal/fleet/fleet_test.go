@@ -56,6 +56,28 @@ func TestApply(t *testing.T) {
 	}
 }
 
+// TestApplyToGuest says something of a machine that is a guest.
+func TestApplyToGuest(t *testing.T) {
+	cfg, err := config.Parse("ecboot.toml", []byte(`
+[profile.rescue]
+[guest.web]
+backend = "qemu"
+node_name = "web"
+[[guest.web.nic]]
+segment = "private"
+mac = "02:01:27:00:00:01"
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	st := State{Schema: schema, Machines: []Entry{{ID: "02:01:27:00:00:01", Set: map[string]string{"profile": "rescue"}}}}
+	got, lost := st.Apply(cfg)
+	want := []config.Machine{{MAC: boot.MAC{2, 1, 0x27, 0, 0, 1}, Name: "web", Profile: "rescue", Next: config.NextAlways}}
+	if len(lost) != 0 || !reflect.DeepEqual(got.Machines, want) {
+		t.Errorf("got %+v, lost %q", got.Machines, lost)
+	}
+}
+
 func TestBootsOnce(t *testing.T) {
 	cfg := parseConfig(t)
 	st := State{Schema: schema}
