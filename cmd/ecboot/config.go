@@ -19,7 +19,7 @@ func loadConfig(explicit string) (*config.Config, error) {
 	if err != nil {
 		return nil, withCode(exitUsage, err)
 	}
-	cfg, err := config.Load(path)
+	cfg, err := config.Load(path, guestComplaints)
 	return cfg, withCode(exitUsage, err)
 }
 
@@ -54,7 +54,7 @@ func newConfigCommand(path *string) *cobra.Command {
 					fmt.Fprintln(cmd.OutOrStdout(), "no configuration file: defaults hold; 'ecboot config init' writes one to begin with")
 					return nil
 				}
-				if _, err := config.Load(found); err != nil {
+				if _, err := config.Load(found, guestComplaints); err != nil {
 					return withCode(exitUsage, err)
 				}
 				fmt.Fprintf(cmd.OutOrStdout(), "%s: no mistakes\n", found)

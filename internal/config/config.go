@@ -394,6 +394,14 @@ type Check func(*Config) []Complaint
 // without the place.
 type Complaint struct{ Key, What, Instead string }
 
+// KeyPath is the path of a key by the names of its tables and its own.
+func KeyPath(names ...string) (path string) {
+	for _, name := range names {
+		path = join(path, name)
+	}
+	return path
+}
+
 // Parse reads the text of a file without looking at this machine:
 // Profile.Script stays empty, and so does the Node of a guest for which the file
 // has none. Relative paths are taken from the directory of name. Mistakes are
