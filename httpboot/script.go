@@ -109,8 +109,12 @@ func (s *Server) programScript(a asker) ([]byte, error) {
 		}
 	}
 	from := "tftp://" + s.host() + (&url.URL{Path: "/" + program}).EscapedPath()
-	if program == p.EFI.Name {
+	switch {
+	case program == p.EFI.Name:
 		from = a.url(artifactPath(p.Name, program))
+	case boot.IsScript(program):
+		// The files that it names without a host come from where it came from.
+		from = a.url((&url.URL{Path: "/" + program}).EscapedPath())
 	}
 	var b bytes.Buffer
 	begin(&b, a)

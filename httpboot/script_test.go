@@ -51,6 +51,7 @@ func TestScripts(t *testing.T) {
 		{"local", 0, boot.Profile{Name: boot.LocalName}, false},
 		{"efi", 8080, boot.Profile{Name: "memtest", EFI: boot.File{Name: "memtest86+.efi"}, Programs: map[boot.Platform]string{boot.BIOS: "memtest86+.efi"}}, false},
 		{"tree", 8080, boot.Profile{Name: "debian", Tree: "/srv", Programs: map[boot.Platform]string{boot.BIOS: "debian/pxelinux%.0"}}, false},
+		{"tree-script", 8080, boot.Profile{Name: "nixos", Tree: "/srv", Programs: map[boot.Platform]string{boot.BIOS: "sub/netboot%.ipxe"}}, false},
 		{"refused", 0, bad, true},
 	}
 	for _, tt := range tests {

@@ -147,6 +147,12 @@ cmdline = "console=ttyS0"
 		stages:  []timeline.Stage{"ipxe.ack", timeline.Script, timeline.Kernel, timeline.Initrd, timeline.Linux},
 	},
 	{
+		firmware: "BIOS", mode: "QEMU's iPXE ROM, HTTP", boots: "a tree with a `netboot.ipxe`, as NixOS makes it", result: "its init",
+		config:  scriptedTree,
+		console: "Run /init as init process",
+		stages:  []timeline.Stage{"ipxe.ack", timeline.Script, timeline.Linux},
+	},
+	{
 		firmware: "BIOS", mode: "QEMU's iPXE ROM, HTTP", boots: "memtest86+", result: "its screen",
 		needs:   []string{memtest + ".bin"},
 		config:  fixed("[profile.test]\nkernel = \"" + memtest + ".bin\"\ncmdline = \"console=ttyS0,115200\"\n"),
@@ -174,6 +180,26 @@ const installerTree = `[profile.test]
 tree = "` + installer + `amd64/text"
 programs = {bios = "pxelinux.0", uefi-x64 = "debian-installer/amd64/bootnetx64.efi"}
 `
+
+// scriptedTree is a kernel and an initrd beside a script that names them.
+func scriptedTree(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	script := "#!ipxe\nkernel bzImage initrd=initrd console=ttyS0\ninitrd initrd\nboot\n"
+	if err := os.WriteFile(filepath.Join(dir, "netboot.ipxe"), []byte(script), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for name, asset := range map[string]string{"bzImage": "vmlinuz", "initrd": "initramfs.cpio.zst"} {
+		data, err := os.ReadFile("../../images/assets/" + asset)
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, name), data, 0o644)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return fmt.Sprintf("[profile.test]\ntree = %q\nprograms = {bios = \"netboot.ipxe\"}\n", dir)
+}
 
 // Firmware of every kind, real boot programs, and systems and trees that others
 // made, each to where its row says.

@@ -4,7 +4,10 @@
 // no packets, no files, no clock.
 package boot
 
-import "fmt"
+import (
+	"fmt"
+	"strings"
+)
 
 // The boot programs that ecboot carries, by the names under which TFTP and
 // HTTP serve them.
@@ -36,7 +39,7 @@ type Profile struct {
 
 	// Programs are run by the firmware of a platform in place of our iPXE:
 	// paths as the client asks for them, below Tree or, for one that stands
-	// alone, EFI.Name.
+	// alone, EFI.Name. A script of iPXE's is run by iPXE.
 	Programs map[Platform]string
 	Tree     string // directory of a netboot tree that others made, served as it is
 	EFI      File   // an EFI program that stands alone
@@ -109,11 +112,13 @@ func NextStage(c Client, m Machine, p Profile) Bootfile {
 		// Firmware that is told of no boot file goes on to its next device.
 		return Bootfile{Why: "it boots its local disk"}
 	}
-	if program := p.Programs[c.Platform()]; program != "" {
+	program := p.Programs[c.Platform()]
+	// A script runs in iPXE, which firmware gets first.
+	if program != "" && !IsScript(program) {
 		// For an iPXE too: programs such as PXELINUX go on asking by TFTP.
 		return fetch(c, program)
 	}
-	if len(p.Programs) > 0 && p.Kernel.Name == "" && p.Script == "" {
+	if len(p.Programs) > 0 && program == "" && p.Kernel.Name == "" && p.Script == "" {
 		return Bootfile{Why: fmt.Sprintf("profile %s has no program for %s", p.Name, c.Platform())}
 	}
 	if c.Kind == KindIPXE {
@@ -143,6 +148,9 @@ func NextStage(c Client, m Machine, p Profile) Bootfile {
 	}
 	return fetch(c, nbp)
 }
+
+// IsScript reports whether a program of a tree is a script of iPXE's.
+func IsScript(program string) bool { return strings.HasSuffix(program, ".ipxe") }
 
 // fetch names a program in the protocol that the client asked with.
 func fetch(c Client, program string) Bootfile {

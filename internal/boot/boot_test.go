@@ -76,6 +76,7 @@ func TestClassifyReadsUUIDAndFeatures(t *testing.T) {
 func TestNextStage(t *testing.T) {
 	profile := Profile{Name: "default", Kernel: File{Name: "vmlinuz"}}
 	tree := &Profile{Name: "tree", Tree: "/srv/tree", Programs: map[Platform]string{BIOS: "pxelinux.0", UEFIX64: "grub/grubx64.efi"}}
+	scripted := &Profile{Name: "scripted", Tree: "/srv/tree", Programs: map[Platform]string{UEFIIA32: "menu/netboot.ipxe"}}
 	signed := &Profile{Name: "signed", Kernel: File{Name: "vmlinuz"}, SecureBoot: true, Signed: map[Platform]Shim{
 		UEFIX64: {Name: "shimx64.efi", HTTP: true}, UEFIARM64: {Name: "shimaa64.efi"},
 	}}
@@ -110,6 +111,9 @@ func TestNextStage(t *testing.T) {
 		{name: "tree by HTTP Boot", opts: opts{60: "HTTPClient", 93: "\x00\x10"}, profile: tree, want: Bootfile{Via: ViaHTTP, Path: "/nbp/grub/grubx64.efi"}},
 		{name: "tree to an iPXE", opts: opts{77: "iPXE", 93: "\x00\x00", 175: fullIPXE}, profile: tree, want: Bootfile{Via: ViaTFTP, Path: "pxelinux.0"}},
 		{name: "tree without a program for it", opts: opts{60: "PXEClient", 93: "\x00\x0b"}, profile: tree, why: "profile tree has no program for uefi-arm64"},
+		{name: "tree with a script", opts: opts{60: "PXEClient", 93: "\x00\x06"}, machine: Machine{NBP: "ia32.efi"}, profile: scripted, want: Bootfile{Via: ViaTFTP, Path: "ia32.efi"}},
+		{name: "tree with a script to an iPXE", opts: opts{77: "iPXE", 93: "\x00\x06", 175: efiIPXE}, profile: scripted, want: script},
+		{name: "tree with a script for another", opts: opts{77: "iPXE", 93: "\x00\x00", 175: fullIPXE}, profile: scripted, why: "no program for bios"},
 		{name: "Secure Boot", opts: opts{60: "PXEClient", 93: "\x00\x07"}, profile: signed, want: Bootfile{Via: ViaTFTP, Path: "shimx64.efi"}},
 		{name: "Secure Boot by HTTP", opts: opts{60: "HTTPClient", 93: "\x00\x10"}, profile: signed, want: Bootfile{Via: ViaHTTP, Path: "/nbp/shimx64.efi"}},
 		{name: "Secure Boot on BIOS", opts: opts{60: "PXEClient", 93: "\x00\x00"}, profile: signed, want: Bootfile{Via: ViaTFTP, Path: "undionly.kpxe"}},
