@@ -117,6 +117,7 @@ failed, 4 the guest timed out, 5 this machine lacks something ('ecboot doctor').
 		newDoctorCommand(&configPath),
 		newInstallCommand(),
 		newVersionCommand(),
+		newDocsCommand(),
 	)
 	return root, started
 }
