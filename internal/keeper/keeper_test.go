@@ -557,8 +557,19 @@ func TestKeeperIsKilled(t *testing.T) {
 // Neither finding nor killing needs a keeper that listens.
 func TestKeeperHangs(t *testing.T) {
 	c := spawnFake(t, "")
+	st, err := c.Status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := signalProcess(c.keeper, syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
+	}
+	for stopped := false; !stopped; {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", st.Keeper))
+		if err != nil {
+			t.Fatal(err)
+		}
+		stopped = bytes.Contains(b, []byte(") T "))
 	}
 	f := findOne(t, c.dir)
 	if f.Client == nil || f.Err != nil {
