@@ -41,7 +41,8 @@ type machine struct{ *vmm.Machine }
 func launchMachine(ctx context.Context, p Plan, taps []*os.File, events *timeline.Recorder, log *slog.Logger) (guest, error) {
 	m, err := vmm.Start(ctx, *p.VM, vmm.Options{
 		QEMU: p.QEMU, Taps: taps, Machine: p.Machine, Timeline: events, Log: log, SkipBanner: p.SkipBanner,
-		Grace: p.grace() / 2, // for each of two requests
+		Grace:      p.grace() / 2, // for each of two requests
+		Credential: p.Credential, Cgroup: p.Cgroup,
 	})
 	if err != nil {
 		return nil, err
@@ -80,12 +81,6 @@ func exitOfMachine(e vmm.Exit) Exit {
 		Failed: e.Reason == vmm.GuestPanic || e.Reason == vmm.Killed || e.Reason == vmm.Failed,
 		Reboot: e.Reason == vmm.GuestReset,
 	}
-}
-
-func (m machine) Reset(ctx context.Context) error { return m.Execute(ctx, "system_reset", nil, nil) }
-
-func (m machine) Screenshot(context.Context) ([]byte, error) {
-	return nil, errors.New("this machine has no screen")
 }
 
 func (m machine) Resize(uint16, uint16) error { return errors.New("a serial console has no size") }

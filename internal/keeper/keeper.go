@@ -49,8 +49,9 @@ type Plan struct {
 	Digest  string // of the declaration; the keeper only hands it out
 
 	VM         *vmm.Spec
-	QEMU       string // program; empty: that of the architecture
-	SkipBanner bool   // see vmm.Options
+	QEMU       string          // program; empty: that of the architecture
+	Credential *vmm.Credential // who QEMU runs as; nil: as the keeper
+	SkipBanner bool            // see vmm.Options
 
 	Container *nspawn.Spec
 	Cache     string // where tar archives are unpacked

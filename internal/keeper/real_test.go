@@ -2,6 +2,7 @@ package keeper
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -13,6 +14,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -102,6 +104,7 @@ func adopt(t *testing.T, dir string) *Client {
 // systemPlan is one of a machine that boots the system which ecboot carries.
 func systemPlan(t *testing.T) Plan {
 	t.Helper()
+	nettest.NeedRoot(t)
 	nettest.Need(t, "qemu-system-x86_64")
 	set, err := images.Default()
 	if err != nil {
@@ -113,7 +116,8 @@ func systemPlan(t *testing.T) Plan {
 	}
 	return Plan{
 		Name: "box", Backend: MicroVM, Machine: "52:54:00:00:00:01", ReadyPattern: "^ecboot: userland after",
-		VM: &vmm.Spec{MemoryMiB: 512, Kernel: files.Path("vmlinuz"), Initrd: files.Path("initramfs.cpio.zst"), Append: "console=ttyS0"},
+		Credential: &vmm.Credential{UID: 65534, GID: 65534},
+		VM:         &vmm.Spec{MemoryMiB: 512, Sandbox: true, Kernel: files.Path("vmlinuz"), Initrd: files.Path("initramfs.cpio.zst"), Append: "console=ttyS0"},
 	}
 }
 
@@ -127,6 +131,9 @@ func TestMachineOutlivesItsParent(t *testing.T) {
 	spawnAndDie(t, p, dir, "spawned")
 
 	c := adopt(t, dir)
+	if _, err := c.Screenshot(t.Context()); err == nil || err.Error() != vmm.ErrNoScreen.Error() {
+		t.Errorf("screenshot: %v", err)
+	}
 	reader, writer := attach(t, c, false), attach(t, c, true)
 	reader.expect(t, "Linux version") // from the past, perhaps
 	reader.expect(t, "ecboot: userland after")
@@ -277,6 +284,31 @@ func TestNothingOutlivesAKeeper(t *testing.T) {
 				t.Errorf("exit %+v", e)
 			}
 		})
+	}
+}
+
+// The firmware has no ear for the power button, so a stop gets firm, after the
+// plan's grace.
+func TestMachineThatDoesNotListen(t *testing.T) {
+	t.Parallel()
+	nettest.Need(t, "qemu-system-x86_64")
+	p := Plan{Name: "box", Backend: QEMU, Machine: "box", Grace: time.Second, VM: &vmm.Spec{MemoryMiB: 64, VNC: filepath.Join(t.TempDir(), "vnc")}}
+	c := spawn(t, p, SpawnOptions{})
+	attach(t, c, false).expect(t, "SeaBIOS")
+	if err := c.Reset(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if png, err := c.Screenshot(patient(t)); !bytes.HasPrefix(png, []byte("\x89PNG")) || err != nil {
+		t.Errorf("screenshot of %d bytes, %v", len(png), err)
+	}
+	if err := c.Resize(t.Context(), 80, 25); err == nil || err.Error() != "a serial console has no size" {
+		t.Errorf("resize: %v", err)
+	}
+	if how, err := c.Stop(patient(t)); how != string(vmm.StoppedQuit) || err != nil {
+		t.Errorf("stopped %q, %v", how, err)
+	}
+	if e := c.Exit(); e.Failed || e.How != string(vmm.StoppedQuit) || e.Reason != string(vmm.Quit) {
+		t.Errorf("exit %+v", e)
 	}
 }
 
