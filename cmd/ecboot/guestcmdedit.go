@@ -349,7 +349,7 @@ func (e editor) reload(ctx context.Context, done *edited) error {
 	if err == nil {
 		st, err = s.Status(ctx)
 	}
-	if used, linkErr := filepath.EvalSymlinks(st.Config); err == nil && linkErr == nil && used != "" && used != done.File {
+	if used, linkErr := filepath.EvalSymlinks(st.Config); err == nil && linkErr == nil && st.Config != "" && used != done.File {
 		err = fmt.Errorf("it reads %s", st.Config)
 	}
 	if err == nil {
