@@ -334,6 +334,32 @@ func TestAnotherConfigurationOfAnUnheldSegment(t *testing.T) {
 	}
 }
 
+func TestSuccessorOnABridgeWithAnotherAddress(t *testing.T) {
+	office(t)
+	run(t, "ip", "-4", "addr", "flush", "dev", "nic0")
+	nettest.Bridge(t, "br0", "10.1.0.1/16")
+	cfg := Config{Bridge: "br0", Uplink: "nic0", NoteDir: t.TempDir()}
+	s, err := Open(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Hold(os.Getpid()); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Leave(); err != nil {
+		t.Fatal(err)
+	}
+	run(t, "ip", "addr", "add", "10.2.0.1/16", "dev", "br0")
+	run(t, "ip", "addr", "del", "10.1.0.1/16", "dev", "br0")
+	if s, err = Open(cfg); err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if s.Address().String() != "10.2.0.1/16" || !strings.Contains(strings.Join(s.Warnings(), " "), "no longer the address 10.1.0.1/16") {
+		t.Errorf("the servers are at %s: %s", s.Address(), s.Warnings())
+	}
+}
+
 // Half of an undoing is undone, whoever holds the segment.
 func TestKilledWhileClosing(t *testing.T) {
 	office(t)

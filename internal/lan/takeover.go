@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"reflect"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 )
@@ -48,6 +49,9 @@ func takeOver(cfg Config) (*Segment, error) {
 	}
 	mended, err := s.Mend()
 	link, gone := netlink.LinkByName(s.opened.Link)
+	if gone == nil && err == nil {
+		err = s.checkAddress(link)
+	}
 	if gone != nil || err != nil && len(s.held) == 0 {
 		// What it stood on has changed: begin anew with what there is.
 		return nil, s.Close()
@@ -60,6 +64,21 @@ func takeOver(cfg Config) (*Segment, error) {
 		s.found = append(s.found, "somebody has changed the network: "+err.Error())
 	}
 	return s, nil
+}
+
+// checkAddress says that the servers' address has gone, which is another one
+// from then on if the Config leaves that open.
+func (s *Segment) checkAddress(link netlink.Link) error {
+	have, err := addresses(link)
+	lost := s.opened.Address
+	if err != nil || slices.Contains(have, lost) {
+		return err
+	}
+	if !s.opened.Config.Address.IsValid() && len(have) > 0 {
+		s.opened.Address = have[0]
+		return fmt.Errorf("%s has no longer the address %s, so that the servers take %s", s.opened.Link, lost, have[0])
+	}
+	return fmt.Errorf("%s has no longer the servers' address %s", s.opened.Link, lost)
 }
 
 // claim makes this process the owner of a note and dog its watchdog. The former

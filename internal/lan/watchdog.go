@@ -35,13 +35,17 @@ func RunWatchdog() {
 	signal.Ignore(syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGPIPE)
 	os.Stdout.Close() // says that it listens
 	io.Copy(io.Discard, os.Stdin)
-	undone, err := guard(note)
+	undone, waited, err := guard(note)
+	why := "its process ended without putting the network back"
+	if waited {
+		why = "the last guest on the network has ended, and no ecboot is there for it"
+	}
 	if err != nil {
-		fmt.Fprintf(os.Stderr, "ecboot: its process ended without putting the network back, and that failed: %v\n", err)
+		fmt.Fprintf(os.Stderr, "ecboot: %s, and putting it back failed: %v\n", why, err)
 		os.Exit(1)
 	}
 	if undone {
-		fmt.Fprintln(os.Stderr, "ecboot: its process ended without putting the network back; that is done now")
+		fmt.Fprintf(os.Stderr, "ecboot: %s; it is put back now\n", why)
 	}
 	os.Exit(0)
 }
@@ -49,10 +53,10 @@ func RunWatchdog() {
 // guard takes the place of an owner that is gone: it undoes the note once nobody
 // holds the segment, and until then does for its addresses what the owner did.
 // It does nothing when the note is gone or has another watchdog.
-func guard(path string) (undone bool, err error) {
+func guard(path string) (undone, waited bool, err error) {
 	me, err := processOf(os.Getpid())
 	if err != nil {
-		return false, err
+		return false, false, err
 	}
 	// Before the first look, so that nothing that happens after it is missed.
 	// Without it the watchdog looks from time to time.
@@ -63,12 +67,12 @@ func guard(path string) (undone bool, err error) {
 	if err != nil {
 		events = -1
 	}
-	for following := false; ; following = true {
+	for ; ; waited = true {
 		held, undone, err := standIn(path, me)
 		if len(held) == 0 || err != nil {
-			return undone, err
+			return undone, waited, err
 		}
-		if !following {
+		if !waited {
 			guardAddresses(path, me)
 		}
 		awaitEnd(events, held)
