@@ -96,6 +96,8 @@ func TestGuestMistakes(t *testing.T) {
 		// Links.
 		{"link of the host's", cont + "[[guest.a.nic]]\nmacvlan = \"eth0\"\nname = \"eth0\"\n", []string{"6:8: guest.a.nic[0].name: eth0 is a link of the host's, named by guest.a.nic[0] in line 4; write another name"}},
 		{"default name of a link of the host's", "[segment.x]\nbridge = \"mv-eth0\"\n" + cont + "[[guest.a.nic]]\nmacvlan = \"eth0\"\n", []string{"guest.a.nic[0].name: is missing, and mv-eth0 is a link of the host's, named by segment.x in line 1"}},
+		{"loopback", cont + card + "name = \"lo\"\n", []string{"lo is there already"}},
+		{"default name on the parent of a segment", "[segment.x]\nparent = \"enx525400123456\"\n" + cont + "[[guest.a.nic]]\nsegment = \"x\"\n", []string{"guest.a.nic[0].name: is missing, and mv-enx525400123456 would be longer"}},
 		{"long link", cont + "[[guest.a.nic]]\nmacvlan = \"enx525400123456\"\n", []string{"4:11: guest.a.nic[0].name: is missing, and mv-enx525400123456 would be longer than the 15 bytes"}},
 		{"two links of one name", cont + card + card, []string{"6:11: guest.a.nic[1].name: is missing, and host0 is the name of nic[0], too"}},
 		{"two macvtaps of one name", tiny + "[[guest.a.nic]]\nmacvtap = \"eth0\"\nname = \"t0\"\n" + bare + "[[guest.b.nic]]\nmacvtap = \"eth0\"\nname = \"t0\"\n", []string{"guest.b.nic[0].name: t0 is a link of the host's, named by guest.a.nic[0] in line 3"}},
@@ -112,6 +114,7 @@ func TestGuestMistakes(t *testing.T) {
 		{"raw overlay", vm + card + disk + "base = \"/b\"\nformat = \"raw\"\n", []string{"7:10: guest.a.disk[0].format: of a disk with a base is qcow2"}},
 		{"overlay over itself", vm + card + disk + "base = \"/b\"\npath = \"/b\"\n", []string{"6:8: guest.a.disk[0].base: is the disk itself"}},
 		{"bus of a microvm", tiny + disk + "bus = \"ide\"\n", []string{"4:7: guest.a.disk[0].bus: of a microvm is virtio"}},
+		{"read only on ide", vm + card + disk + "read_only = true\npath = \"/x\"\nbus = \"ide\"\n", []string{`8:7: guest.a.disk[0].bus: "ide" has no disks that are only read`}},
 		{"bus of arm64", vm + "arch = \"arm64\"\n" + card + disk + "bus = \"ide\"\n", []string{`guest.a.disk[0].bus: "ide" is not there for arm64`}},
 		{"one image for two", tiny + disk + "path = \"/x\"\n" + bare + "[[guest.b.disk]]\npath = \"/y/../x\"\nread_only = true\n", []string{"8:8: guest.b.disk[0].path: /x is guest.a.disk[0]'s too, in line 4, and one of the two writes to it; give each one of its own, or let both only read it"}},
 		{"base that is written", tiny + disk + "path = \"/x\"\n" + disk + "base = \"/x\"\n", []string{"6:8: guest.a.disk[1].base: /x is guest.a.disk[0]'s too"}},
@@ -124,6 +127,7 @@ func TestGuestMistakes(t *testing.T) {
 		{"path in a container", cont + "[[guest.a.share]]\nsource = \"/x\"\ntarget = \"srv/\"\ndriver = \"9p\"\n", []string{`6:10: guest.a.share[0].target: "srv/" is not an absolute path below /`, "7:10: guest.a.share[0].driver: is for virtual machines"}},
 		{"target twice", cont + "[[guest.a.share]]\nsource = \"/x\"\ntarget = \"/p\"\n[guest.a.zfs.\"/p\"]\npool = \"tank\"\ndataset = \"x\"\n", []string{`6:10: guest.a.share[0].target: /p is zfs."/p"'s, too`}},
 		{"zfs that is no table", tiny + "zfs = \"tank\"\n", []string{`3:7: guest.a.zfs: is a string; write one table per path in the guest, such as [guest.a.zfs."/persist"]`}},
+		{"long path of zfs", tiny + "[guest.a.zfs.\"/var/lib/postgresql/15/main/base\"]\npool = \"tank\"\ndataset = \"x\"\n", []string{"3:14: guest.a.zfs.\"/var/lib/postgresql/15/main/base\": is longer than the 31 bytes that a mount tag can have"}},
 		{"key of zfs", tiny + "[guest.a.zfs.\"/p[0]\"]\npol = \"tank\"\n", []string{`4:1: guest.a.zfs."/p[0]".pol: is not a key of ecboot's; did you mean pool?`}},
 
 		// What is booted.
@@ -133,6 +137,7 @@ func TestGuestMistakes(t *testing.T) {
 		{"microvm without a kernel", "[profile.menu]\nscript = \"m\"\n" + tiny + "profile = \"menu\"\n", []string{"5:11: guest.a.profile: menu has no kernel that could be booted directly; choose a profile with a kernel"}},
 		{"direct without a kernel", "[profile.default]\nscript = \"m\"\n" + vm + "boot = \"direct\"\n", []string{"3:8: guest.a.profile: default has no kernel"}},
 		{"profile of nobody's network", vm + "profile = \"default\"\n[[guest.a.nic]]\nmacvtap = \"eth0\"\n", []string{"3:11: guest.a.profile: is what ecboot serves, and it serves none of the guest's networks"}},
+		{"profile behind a macvtap on the servers' link", "[segment.x]\ninterface = \"eth0\"\n" + vm + "profile = \"default\"\n[[guest.a.nic]]\nmacvtap = \"eth0\"\n", []string{"5:11: guest.a.profile: is what ecboot serves, and it serves none"}},
 		{"BIOS without a ROM", vm + "rom = \"none\"\n" + card, []string{`guest.a.boot: "network" needs the ROM of a network card with BIOS`}},
 		{"chain and profile", vm + "profile = \"default\"\nchain_url = \"http://1.2.3.4/\"\n" + card, []string{"4:13: guest.a.chain_url: is given beside profile"}},
 		{"chain and direct", vm + "boot = \"direct\"\nchain_url = \"http://1.2.3.4/\"\n", []string{`4:13: guest.a.chain_url: is for boots over the network, and boot is "direct"`}},
@@ -188,6 +193,7 @@ func TestGuestsWithoutMistakes(t *testing.T) {
 		"direct without a network":    vm + "boot = \"direct\"\n",
 		"chain through a user's own":  vm + "chain_url = \"http://boot.example/${net0/mac}\"\n[[guest.a.nic]]\nuser = true\n",
 		"chain with a name server":    "[segment.private]\ndns = [\"10.77.0.1\"]\n" + vm + "chain_url = \"http://boot.example/\"\n" + card,
+		"chain with another option":   "[segment.private]\noptions = {6 = \"10.77.0.1\"}\n" + vm + "chain_url = \"http://boot.example/\"\n" + card,
 		"chain to an address":         vm + "chain_url = \"http://[fd00::1]:8080/\"\n" + card,
 		"images that are only read":   tiny + disk + "path = \"/x\"\nread_only = true\n" + bare + "[[guest.b.disk]]\nbase = \"/x\"\n[[guest.b.disk]]\npath = \"/x\"\nephemeral = true\n",
 		"one target for two guests":   tiny + "[[guest.a.share]]\nsource = \"/x\"\ntarget = \"x\"\n" + bare + "[[guest.b.share]]\nsource = \"/x\"\ntarget = \"x\"\n",
