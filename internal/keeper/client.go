@@ -83,12 +83,7 @@ func (c *Client) Exit() Exit {
 }
 
 // Forget removes what the keeper has left. It must have ended.
-func (c *Client) Forget() error {
-	if !closed(c.done) {
-		return fmt.Errorf("%s still runs: stop it first", c.plan.Name)
-	}
-	return os.RemoveAll(c.dir)
-}
+func (c *Client) Forget() error { return forget(c.dir) }
 
 // Status asks what the guest does.
 func (c *Client) Status(ctx context.Context) (st Status, err error) {

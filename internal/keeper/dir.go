@@ -97,6 +97,18 @@ func inhabited(dir string) (bool, error) {
 	return false, err
 }
 
+// forget removes a directory in which no keeper lives.
+func forget(dir string) error {
+	alive, err := inhabited(dir)
+	if err != nil {
+		return err
+	}
+	if alive {
+		return fmt.Errorf("%s: %w: stop it first", dir, ErrRunning)
+	}
+	return os.RemoveAll(dir)
+}
+
 // noteProcesses writes who lives in a directory into its lock. guest is 0 until
 // there is one.
 func noteProcesses(lock *os.File, keeper, guest int) error {

@@ -27,16 +27,7 @@ type Found struct {
 }
 
 // Forget removes the directory unless a keeper lives there.
-func (f Found) Forget() error {
-	alive, err := inhabited(f.Dir)
-	if err != nil {
-		return err
-	}
-	if alive {
-		return fmt.Errorf("%s: %w", f.Dir, ErrRunning)
-	}
-	return os.RemoveAll(f.Dir)
-}
+func (f Found) Forget() error { return forget(f.Dir) }
 
 // Find looks into each directory below base. It asks no keeper anything, so that
 // one that hangs holds up nobody. That base does not exist is no error.

@@ -312,6 +312,50 @@ func TestMachineThatDoesNotListen(t *testing.T) {
 	}
 }
 
+// What is wrong is said by who finds it, and nothing is left.
+func TestWhatCannotStart(t *testing.T) {
+	t.Parallel()
+	nettest.Need(t, "qemu-system-x86_64", nspawn.Program)
+	for name, tt := range map[string]struct {
+		plan Plan
+		want string
+	}{
+		"QEMU":      {Plan{Backend: QEMU, VM: &vmm.Spec{}, QEMU: "/nowhere/qemu"}, "/nowhere/qemu: no such file"},
+		"kernel":    {Plan{Backend: MicroVM, VM: &vmm.Spec{Kernel: "/nowhere/vmlinuz"}}, "/nowhere/vmlinuz"},
+		"arguments": {Plan{Backend: QEMU, VM: &vmm.Spec{Extra: []string{"-device", "toaster"}}}, "'toaster' is not a valid device"},
+		"tap":       {Plan{Backend: QEMU, VM: &vmm.Spec{NICs: []vmm.NIC{{MAC: []byte{2, 0, 0, 0, 0, 1}}}}}, "0 taps for 1 NIC"},
+		"root":      {Plan{Backend: Container, Container: &nspawn.Spec{Name: "box", Root: "/nowhere/root"}}, "/nowhere/root: no such file"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			base := t.TempDir()
+			tt.plan.Name = "box"
+			_, err := Spawn(patient(t), tt.plan, SpawnOptions{Dir: filepath.Join(base, "box")})
+			if err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("error %v, want %s", err, tt.want)
+			}
+			if left, _ := os.ReadDir(base); len(left) > 0 {
+				t.Errorf("left: %v", left)
+			}
+		})
+	}
+}
+
+// A keeper that does not listen is killed itself.
+func TestKillWithoutTheKeepersHelp(t *testing.T) {
+	t.Parallel()
+	nettest.Need(t, "qemu-system-x86_64")
+	c := spawn(t, Plan{Name: "box", Backend: QEMU, Machine: "box", VM: &vmm.Spec{MemoryMiB: 64}}, SpawnOptions{})
+	if err := signalProcess(c.keeper, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Kill(patient(t)); err != nil {
+		t.Error(err)
+	}
+	if e := c.Exit(); e.Reason != "killed" {
+		t.Errorf("exit %+v", e)
+	}
+}
+
 // QEMU that is killed by others is a failure, and the keeper lives to tell it.
 func TestQEMUIsKilled(t *testing.T) {
 	t.Parallel()

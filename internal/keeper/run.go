@@ -200,6 +200,7 @@ func (k *keeper) run(start func(context.Context) (guest, error), tell func(repor
 	}
 	k.guest = g
 	close(k.started)
+	fmt.Fprintf(log, "\r\n--- %s starts, %s ---\r\n", k.plan.Name, k.began.Format(time.RFC3339))
 	detach := g.Console().Attach(log)
 	go k.awaitReady()
 	tell(report{PID: g.PID()})
@@ -214,7 +215,7 @@ func (k *keeper) run(start func(context.Context) (guest, error), tell func(repor
 	return nil
 }
 
-// openLog opens the file that the console goes to and says which run this is.
+// openLog opens the file that the console goes to.
 func (k *keeper) openLog() (*rotatingFile, error) {
 	if k.plan.LogFile == "" {
 		return &rotatingFile{}, nil
@@ -223,7 +224,6 @@ func (k *keeper) openLog() (*rotatingFile, error) {
 	if err != nil {
 		return nil, fmt.Errorf("log of the console: %w", err)
 	}
-	fmt.Fprintf(f, "\r\n--- %s starts, %s ---\r\n", k.plan.Name, k.began.Format(time.RFC3339))
 	return f, nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -59,7 +60,10 @@ func (k *keeper) server() *http.Server {
 	mux.HandleFunc("GET /v1/events", k.serveEvents)
 	mux.HandleFunc("GET /v1/console", k.withGuest(k.serveConsole))
 	mux.HandleFunc("POST /v1/console/size", k.withGuest(k.serveResize))
-	return &http.Server{Handler: http.MaxBytesHandler(mux, 4<<10), ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: 16 << 10}
+	return &http.Server{
+		Handler: http.MaxBytesHandler(mux, 4<<10), ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: 16 << 10,
+		ErrorLog: slog.NewLogLogger(k.log.Handler(), slog.LevelWarn),
+	}
 }
 
 func answer(w http.ResponseWriter, err error) {

@@ -164,15 +164,15 @@ func (k *child) command(ctx context.Context, plan *Plan, opts SpawnOptions) (int
 			plan.Cgroup = cgroup
 		}
 	}
-	stop := context.AfterFunc(ctx, func() { _ = signalProcess(k.process, syscall.SIGKILL) })
-	defer stop()
+	inTime := context.AfterFunc(ctx, func() { _ = signalProcess(k.process, syscall.SIGKILL) })
+	defer inTime()
 	if err := json.NewEncoder(k.orders).Encode(order{Plan: *plan, Taps: len(opts.Taps)}); err != nil && !errors.Is(err, syscall.EPIPE) {
 		return 0, fmt.Errorf("tell the keeper what to do: %w", err)
 	}
 	answer, err := io.ReadAll(k.reports)
 	var r report
 	switch {
-	case ctx.Err() != nil:
+	case !inTime():
 		return 0, context.Cause(ctx)
 	case err != nil:
 		return 0, err
