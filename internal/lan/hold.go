@@ -118,7 +118,7 @@ func newHeldError(segment string, held []process) *HeldError {
 }
 
 func (e *HeldError) Error() string {
-	return fmt.Sprintf("the network of segment %s is to change, and guests that run use it as it is: process %s; stop them first", e.Segment, e.text)
+	return fmt.Sprintf("its network is to change, and guests that run use it as it is: process %s; stop them first ('kill' and the number does so gracefully), or write segment %s as it was", e.text, e.Segment)
 }
 
 // Hold keeps the segment for a guest's process, or one that lives as long: while
