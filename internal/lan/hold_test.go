@@ -360,6 +360,34 @@ func TestSuccessorOnABridgeWithAnotherAddress(t *testing.T) {
 	}
 }
 
+// Guests still have one another.
+func TestSuccessorWithoutItsNIC(t *testing.T) {
+	office(t)
+	cfg := Config{Name: "office", Uplink: "nic0", NoteDir: t.TempDir()}
+	s, err := Open(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Hold(os.Getpid()); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Leave(); err != nil {
+		t.Fatal(err)
+	}
+	run(t, "ip", "link", "del", "nic0")
+	if s, err = Open(cfg); err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if s.Interface() != "ecbr-office" || !strings.Contains(strings.Join(s.Warnings(), " "), "nic0: Link not found") {
+		t.Errorf("the segment is %s: %s", s.Interface(), s.Warnings())
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	wantNoLink(t, "ecbr-office")
+}
+
 // Half of an undoing is undone, whoever holds the segment.
 func TestKilledWhileClosing(t *testing.T) {
 	office(t)
