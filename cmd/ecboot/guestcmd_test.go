@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
 	"github.com/every-channel/ecboot/internal/api"
@@ -276,6 +277,102 @@ func TestGuestVerbs(t *testing.T) {
 		ecboot(t, "guest", "show", "db").want(t, 2, "the configuration declares none")
 		ecboot(t, "guest", "stop", "--all").want(t, 0, "no guest is to be stopped")
 	})
+}
+
+// TestGuestDocuments has every field of the documents that programs read: a field
+// may be added here, and none may go.
+func TestGuestDocuments(t *testing.T) {
+	at := time.Date(2026, 11, 25, 22, 0, 0, 0, time.UTC)
+	g := fakeGuests()[0]
+	g.Since, g.NextStart, g.LastExit = at, at.Add(time.Minute), "crashed"
+	g.NICs[0].Link, g.Disks[1].Base, g.Disks[1].Lost = "tap0", "/srv/golden.qcow2", true
+	listenFake(t, &fakeUp{guests: []api.Guest{g}}, "users")
+	want := func(verb, want string, args ...string) {
+		t.Helper()
+		r := ecboot(t, append([]string{"guest", verb, "-o", "json"}, args...)...)
+		if diff := cmp.Diff(want, r.stdout); r.code != 0 || diff != "" {
+			t.Errorf("%s: exit code %d\n%s", verb, r.code, diff)
+		}
+	}
+	want("show", `{
+  "guest": {
+    "name": "db",
+    "node": "host-db",
+    "backend": "qemu",
+    "state": "running",
+    "profile": "debian",
+    "pid": 4711,
+    "keeper": 4700,
+    "restarts": 2,
+    "since": "2026-11-25T22:00:00Z",
+    "next_start": "2026-11-25T22:01:00Z",
+    "macs": [
+      "02:01:27:5b:95:9e"
+    ],
+    "addresses": [
+      "10.77.0.50"
+    ],
+    "last_exit": "crashed",
+    "drift": [
+      "memory is 1G, declared is 2G"
+    ],
+    "autostart": true,
+    "command": [
+      "/usr/bin/qemu-system-x86_64",
+      "-name",
+      "guest=db, the first"
+    ],
+    "unit": "ecboot-guest-db.scope",
+    "nics": [
+      {
+        "network": "segment lan",
+        "mac": "02:01:27:5b:95:9e",
+        "address": "10.77.0.50",
+        "link": "tap0"
+      },
+      {
+        "network": "user"
+      }
+    ],
+    "disks": [
+      {
+        "path": "/srv/db.qcow2",
+        "format": "qcow2",
+        "size": 17179869184
+      },
+      {
+        "path": "/srv/cd.iso",
+        "base": "/srv/golden.qcow2",
+        "read_only": true,
+        "lost_at_stop": true
+      }
+    ]
+  },
+  "schema": 1
+}
+`, "db")
+	want("stop", `{
+  "guests": [
+    {
+      "name": "db",
+      "done": "stopped",
+      "how": "power button"
+    }
+  ],
+  "schema": 1
+}
+`, "db")
+	want("log", `{
+  "log": {
+    "name": "db",
+    "lines": [
+      "Welcome",
+      "db login: "
+    ]
+  },
+  "schema": 1
+}
+`, "db")
 }
 
 func TestNoSupervisor(t *testing.T) {
