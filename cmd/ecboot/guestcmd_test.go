@@ -781,7 +781,7 @@ func TestGuestImport(t *testing.T) {
 		return ecboot(t, append([]string{"guest", "import", "--config", file, list}, args...)...)
 	}
 	stored := func() string {
-		data, _ := os.ReadFile(filepath.Join(dir, "guest-macs.json"))
+		data, _ := os.ReadFile(filepath.Join(dir, "macs.json"))
 		return string(data)
 	}
 	reloads := 0

@@ -25,7 +25,7 @@ const algorithm = "sha256-v1"
 type MACStore struct{ Path string }
 
 // StoreIn is the store of a state directory.
-func StoreIn(stateDir string) MACStore { return MACStore{filepath.Join(stateDir, "guest-macs.json")} }
+func StoreIn(stateDir string) MACStore { return MACStore{filepath.Join(stateDir, "macs.json")} }
 
 // stored is its contents.
 type stored struct {
