@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -31,6 +32,7 @@ func newDoctorCommand(configPath *string) *cobra.Command {
 			env.StateDir, env.CacheDir = stateDir(cfg), userDirs().Cache
 			env.Address, env.HTTPPort = cfg.Segments[0].Address.Addr(), cfg.Server.HTTPPort
 			env.Segments = segmentChecks(cfg)
+			env.Guests, env.OperatorGroup = guestParts(cfg), cfg.Server.OperatorGroup
 			env.KVM = func(ctx context.Context) (bool, string) {
 				accel, why, err := vmm.ResolveAccel(ctx, vmm.AccelAuto, userDirs().Cache)
 				if err != nil {
@@ -58,6 +60,24 @@ func newDoctorCommand(configPath *string) *cobra.Command {
 	}
 	outputFlag(cmd, &output)
 	return cmd
+}
+
+// guestParts says which guests cannot do without what.
+func guestParts(cfg *config.Config) map[string][]string {
+	needed := map[string][]string{}
+	for _, g := range cfg.Guests {
+		need := func(part string, is bool) {
+			if is {
+				needed[part] = append(needed[part], g.Name)
+			}
+		}
+		need(doctor.PartDisk, slices.ContainsFunc(g.Disks, func(d config.GuestDisk) bool { return !d.ReadOnly && !d.ISO }))
+		need(doctor.PartTPM, g.TPM)
+		need(doctor.PartVirtiofs, slices.ContainsFunc(g.Shares, func(s config.GuestShare) bool { return s.Driver == vmm.ShareVirtiofs }))
+		need(doctor.PartContainer, !g.VM())
+		need(doctor.PartZFS, len(g.ZFS) > 0)
+	}
+	return needed
 }
 
 // segmentChecks looks at the networks of this host that the configuration names.

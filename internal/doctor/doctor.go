@@ -61,6 +61,11 @@ type Env struct {
 	Address  netip.Addr // the servers'; zero: any holder of a port is in the way
 	HTTPPort uint16     // 0 means 80
 
+	// Guests are the declared guests that need a part, by the constants Part…;
+	// OperatorGroup may drive them, empty: not looked for.
+	Guests        map[string][]string
+	OperatorGroup string
+
 	// Segments are those that tie into networks that are there already.
 	Segments []Segment
 
@@ -102,6 +107,7 @@ const (
 	verbBoot  = "boot"
 	verbServe = "serve"
 	verbBuild = "initramfs build"
+	verbUp    = "up"
 )
 
 // Run makes all checks, in the order in which they are worth reading.
@@ -114,6 +120,7 @@ func Run(ctx context.Context, env Env) []Check {
 		env.firmware(),
 		env.images(),
 	}
+	checks = append(checks, env.guestParts()...)
 	checks = append(checks, env.ports()...)
 	for _, s := range env.Segments {
 		checks = append(checks, s.check())

@@ -50,6 +50,9 @@ func newMachine(t *testing.T) *machine {
 		Firmware: func() (string, error) { return "OVMF", nil },
 		Images:   func() (string, error) { return "all there", nil },
 	}
+	m.OperatorGroup = "ecboot"
+	m.file("/etc/passwd", "root:x:0:0::/root:/bin/sh\necboot-guest:x:990:990::/:/usr/sbin/nologin\n")
+	m.file("/etc/group", "root:x:0:\necboot:x:991:\n")
 	m.file("/dev/net/tun", "")
 	m.file("/dev/kvm", "")
 	for _, table := range []string{"udp", "tcp", "udp6", "tcp6"} {
@@ -66,6 +69,17 @@ func (m *machine) file(path, text string) {
 	}
 	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
 		m.t.Fatal(err)
+	}
+}
+
+// lack takes a program out of PATH.
+func (m *machine) lack(program string) {
+	look := m.LookPath
+	m.LookPath = func(p string) (string, error) {
+		if p == program {
+			return "", exec.ErrNotFound
+		}
+		return look(p)
 	}
 }
 
@@ -196,6 +210,20 @@ func TestChecks(t *testing.T) {
 		}, "port-http", OK, "8080/tcp is free", ""},
 		{"strange table", func(m *machine) { m.file("/proc/net/udp", socketHeader+"what\n") }, "port-dhcp", Skip, "/proc/net/udp: line 2", ""},
 		{"no tables", func(m *machine) { os.RemoveAll(m.Root + "/proc/net") }, "port-http", Skip, "cannot be read", ""},
+
+		{"no swtpm", func(m *machine) { m.lack("swtpm") }, "swtpm", Warn, "only guests with a TPM need it", "apt install swtpm"},
+		{"no swtpm for whom needs it", func(m *machine) {
+			m.lack("swtpm")
+			m.Guests = map[string][]string{PartTPM: {"win", "db"}}
+		}, "swtpm", Fail, "needed by win, db", "apt install swtpm"},
+		{"no virtiofsd", func(m *machine) { m.lack("virtiofsd") }, "virtiofsd", Warn, "others have 9p", "virtiofsd"},
+		{"virtiofsd where QEMU has it", func(m *machine) {
+			m.lack("virtiofsd")
+			m.file("/usr/libexec/virtiofsd", "")
+		}, "virtiofsd", OK, "/usr/libexec/virtiofsd", ""},
+		{"no nspawn", func(m *machine) { m.lack("systemd-nspawn") }, "systemd-nspawn", Warn, "only containers need it", "apt install systemd-container"},
+		{"accounts not asked", func(m *machine) { m.OperatorGroup = "" }, "accounts", Skip, "not looked for", ""},
+		{"no accounts", func(m *machine) { m.file("/etc/group", "xecboot:x:9:\n") }, "accounts", Warn, "no group ecboot", "ecboot install"},
 
 		{"br_netfilter off", func(m *machine) { m.file("/proc/sys/net/bridge/bridge-nf-call-iptables", "0\n") }, "br_netfilter", OK, "bypass", ""},
 		{"br_netfilter and ACCEPT", func(m *machine) { m.file("/proc/sys/net/bridge/bridge-nf-call-iptables", "1\n") }, "br_netfilter", OK, "forwards by default", ""},
