@@ -251,8 +251,8 @@ func TestAllOptions(t *testing.T) {
 	for _, want := range []string{
 		`http_port = 81`, `programs = {"bios" = "sub/menu.ipxe", "uefi-x64" = "sub/menu.ipxe"}`,
 		`machine = "pc"`, `accel = "tcg"`, `boot = "network"`, `base_mac = "02:aa:bb:00:00:00"`,
-		`kernel = "/k/Image"`, `initrds = ["/i/initrd"]`, `cmdline = "init=/t/init console=ttyS0 loglevel=4"`,
-		`arch = "arm64"`, `memory = "3G"`, `cpus = 2`, `target = "ro-store"`, `[guest.a.zfs."/p"]`, `host_mountpoint = "/h"`,
+		`kernel = "/k/Image"`, `initrds = ["/i/initrd"]`, `cmdline = "init=/t/init console=ttyAMA0 loglevel=4"`,
+		`arch = "arm64"`, `boot = "direct"`, `memory = "3G"`, `cpus = 2`, `target = "ro-store"`, `[guest.a.zfs."/p"]`, `host_mountpoint = "/h"`,
 		`root = "/nix/store/ecboot-root-b"`, `ephemeral = true`, `node_name = "host-b"`,
 	} {
 		if !strings.Contains(effect, want) {

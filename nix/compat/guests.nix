@@ -18,7 +18,18 @@ let
 
   hostName = config.node.name or config.networking.hostName;
   profileOf = name: "nixos-${name}";
-  arch = system: if lib.hasPrefix "aarch64-" system then "arm64" else "amd64";
+  # QEMU has no microvm for ARM64: there it is a machine that is handed its kernel.
+  machineOf =
+    system:
+    if lib.hasPrefix "aarch64-" system then
+      {
+        backend = "qemu";
+        arch = "arm64";
+        boot = "direct";
+      }
+    else
+      { arch = "amd64"; };
+  consoleOf = system: if lib.hasPrefix "aarch64-" system then "ttyAMA0" else "ttyS0";
 
   # All that a NixOS container needs of its own: the rest comes out of the host's
   # store. It is gone with the container, but for its datasets.
@@ -53,11 +64,11 @@ let
     // (
       if g.backend == "microvm" then
         {
-          arch = arch g.microvm.system;
           nic = [
             ({ inherit (g.microvm) macvtap; } // lib.optionalAttrs (g.microvm.mac != null) { inherit (g.microvm) mac; })
           ];
         }
+        // machineOf g.microvm.system
         // lib.optionalAttrs (g.nixosConfiguration != null) (
           {
             profile = profileOf name;
@@ -108,7 +119,7 @@ let
         cmdline = lib.concatStringsSep " " (
           [
             "init=${nixos.system.build.toplevel}/init"
-            "console=ttyS0"
+            "console=${consoleOf g.microvm.system}"
           ]
           ++ nixos.boot.kernelParams
         );
