@@ -7,7 +7,7 @@ ASSETS := images/assets/manifest.json
 GOSRC  := $(shell find . -name '*.go' -not -name '*_test.go' -not -path './initramfs/guest/*')
 
 .DEFAULT_GOAL := build
-.PHONY: build run test check compat fuzz bench assets deps deps-test deps-bench clean
+.PHONY: build deb run test check compat fuzz bench assets deps deps-test deps-bench clean
 
 build: ecboot
 
@@ -20,6 +20,27 @@ assets: $(ASSETS)
 
 $(ASSETS): go.mod go.sum $(shell find images/gen initramfs -type f -not -name '*_test.go' -not -path '*/testdata/*') | deps
 	$(GO) run ./images/gen -o images/assets
+
+# ecboot_VERSION_ARCH.deb, for Debian 12 and later, the same bits from the same
+# commit. A version counts from the last tag, else from nothing.
+NFPM        := build/nfpm-v2.45.2
+DEB_ARCH    := $(shell $(GO) env GOARCH)
+DEB_VERSION := $(shell git describe --tags --match 'v[0-9]*' --dirty=+dirty 2>/dev/null | sed 's/^v//; s/-\([0-9]*\)-g/+\1.g/' | grep . || git log -1 --format=0+git%cd.%h --date=format:%Y%m%d 2>/dev/null || echo 0)
+DEB         := ecboot_$(DEB_VERSION)_$(DEB_ARCH).deb
+deb: export SOURCE_DATE_EPOCH := $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
+deb: build $(NFPM)
+	rm -rf build/deb && mkdir -p build/deb/usr/share/zsh/vendor-completions build/deb/usr/share/man/man1 build/deb/usr/share/man/man5 build/deb/usr/share/doc/ecboot
+	./ecboot install --root build/deb --prefix /usr >/dev/null
+	cd build/deb/usr/share && rm -r ecboot && mv zsh/site-functions/_ecboot zsh/vendor-completions && rmdir zsh/site-functions
+	./ecboot docs --man build/deb/man && gzip -9n build/deb/man/* && cd build/deb && mv man/*.1.gz usr/share/man/man1 && mv man/*.5.gz usr/share/man/man5
+	gzip -9nc CHANGELOG.md >build/deb/usr/share/doc/ecboot/changelog.gz
+	{ cat NOTICE; printf '\nOn Debian systems the licences are in /usr/share/common-licenses: Apache-2.0, GPL-2.\n'; } >build/deb/usr/share/doc/ecboot/copyright
+	./ecboot config init build/deb/ecboot.toml >/dev/null
+	find build/deb -exec touch -h -d @$$SOURCE_DATE_EPOCH {} +
+	DEB_ARCH=$(DEB_ARCH) DEB_VERSION='$(DEB_VERSION)' $(NFPM) package -f deb/nfpm.yaml -p deb -t '$(DEB)'
+
+$(NFPM):
+	GOBIN=$(CURDIR)/build $(GO) install github.com/goreleaser/nfpm/v2/cmd/nfpm@$(@:build/nfpm-%=%) && mv build/nfpm $@
 
 # Boots one guest; on a terminal you are at its console then.
 run: build
@@ -83,6 +104,19 @@ $(DEBIAN13)/done:
 	then rm -rf apt *.deb && touch done; \
 	else echo "Debian 13's boot programs cannot be had; their tests are skipped" >&2; fi
 
+# A small Debian 12 in which the package is tried, with what it recommends in its
+# apt cache, so that the test needs no network.
+DEBIAN12 := internal/debtest/testdata/debian12.tar
+$(DEBIAN12):
+	@$(call install,debootstrap:debootstrap)
+	@mkdir -p $(@D) && root=$$(mktemp -d) && trap 'rm -rf "$$root"' EXIT && \
+	if debootstrap --variant=minbase --include=systemd bookworm "$$root" \
+			"$$(apt-get indextargets --format '$$(REPO_URI)' 'Created-By: Packages' 'Label: Debian' | head -n 1)" >$(@D)/debian12.log 2>&1 && \
+		chroot "$$root" apt-get -qq update >>$(@D)/debian12.log 2>&1 && \
+		chroot "$$root" apt-get -qq install --download-only --no-install-recommends procps qemu-system-x86 qemu-utils ovmf >>$(@D)/debian12.log 2>&1; \
+	then tar -C "$$root" -cf $@.part . && mv $@.part $@ && rm $(@D)/debian12.log; \
+	else echo "A Debian 12 cannot be had; the test of the package is skipped. See $(@D)/debian12.log" >&2; fi
+
 # The foreign clients of the tests, and the firmware, boot programs and netboot
 # trees that they boot.
 TEST_FILES := /usr/share/OVMF/OVMF32_CODE_4M.secboot.fd:ovmf-ia32 /usr/share/AAVMF/AAVMF_CODE.fd:qemu-efi-aarch64 \
@@ -91,7 +125,7 @@ TEST_FILES := /usr/share/OVMF/OVMF32_CODE_4M.secboot.fd:ovmf-ia32 /usr/share/AAV
 	/usr/lib/debian-installer/images/12/arm64:debian-installer-12-netboot-arm64 \
 	/usr/lib/debian-installer/images/12/i386:debian-installer-12-netboot-i386 /boot/memtest86+x64.bin:memtest86+ \
 	/usr/lib/u-boot/qemu_arm64/u-boot.bin:u-boot-qemu /usr/share/doc/busybox-static/copyright:busybox-static
-deps-test: deps $(DEBIAN13)/done
+deps-test: deps $(DEBIAN13)/done $(DEBIAN12) $(NFPM)
 	@$(call install,qemu-system-aarch64:qemu-system-arm grub-script-check:grub-common dhclient:isc-dhcp-client udhcpc:udhcpc dhcpcd:dhcpcd-base curl:curl tftp:tftp-hpa atftp:atftp \
 		systemd-nspawn:systemd-container mksquashfs:squashfs-tools systemd-analyze:systemd dbus-daemon:dbus-daemon \
 		tcpdump:tcpdump nft:nftables ping:iputils-ping zstd:zstd cpio:cpio nsenter:util-linux zfs:zfs-fuse nix-instantiate:nix-bin \
@@ -124,5 +158,5 @@ define install
 endef
 
 clean:
-	rm -rf ecboot $(DEBIAN13) $(ATFTPD)
+	rm -rf ecboot build ecboot_*.deb $(DEBIAN12) $(DEBIAN13) $(ATFTPD)
 	find images/assets -type f -not -name README -delete
