@@ -74,6 +74,7 @@ var layers = []layer{
 
 	{pkg: "internal/nettest", why: whyTests},
 	{pkg: "internal/sim", ours: []string{"internal/nettest"}, why: whyTests},
+	{pkg: "internal/systemdtest", ours: []string{"internal/nspawn"}, why: whyTests},
 	{pkg: "internal/bench", why: whyTests},
 	{pkg: "internal/archtest", why: whyTests},
 	{pkg: "internal/debtest", ours: []string{"dist", "internal/nettest"}, why: whyTests},
@@ -81,7 +82,7 @@ var layers = []layer{
 }
 
 // testOnly may be imported by tests only.
-var testOnly = []string{"internal/nettest", "internal/sim", "internal/bench", "internal/archtest", "internal/debtest", "internal/nixtest"}
+var testOnly = []string{"internal/nettest", "internal/sim", "internal/systemdtest", "internal/bench", "internal/archtest", "internal/debtest", "internal/nixtest"}
 
 // goPackage is what “go list -json” says of a package.
 type goPackage struct {

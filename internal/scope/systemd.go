@@ -136,7 +136,7 @@ func (g Guest) inspect(unit string, pid int) (Scope, error) {
 		}
 	}
 	if len(left) > 0 {
-		return Scope{}, left[0].impossible("")
+		return Scope{}, left[0].impossible("the control group of " + unit + " has no " + left[0].file)
 	}
 	return s, nil
 }

@@ -18,6 +18,8 @@ import (
 
 	"github.com/godbus/dbus/v5"
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/every-channel/ecboot/internal/systemdtest"
 )
 
 func contextThatIsOver(t *testing.T) (context.Context, context.CancelFunc) {
@@ -324,5 +326,131 @@ func TestThereIsNoBus(t *testing.T) {
 	_, err := Host{systemd: true}.Join(t.Context(), Guest{Name: "web"}, os.Getpid())
 	if err == nil || !strings.Contains(err.Error(), "speak to systemd") {
 		t.Errorf("error %v", err)
+	}
+}
+
+// TestContainerOfSystemd runs TestRealSystemd where systemd is.
+func TestContainerOfSystemd(t *testing.T) {
+	if Here().systemd {
+		t.Skip("needs a host without systemd; with it, TestRealSystemd does the same")
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	console := systemdtest.Run(t, self+" -test.v -test.run '^TestRealSystemd$'\n", self)
+	if !strings.Contains(console, "--- PASS: TestRealSystemd") {
+		t.Error(console)
+	}
+	for line := range strings.Lines(console) {
+		if strings.Contains(line, "without ") {
+			t.Log(strings.TrimSpace(line))
+		}
+	}
+}
+
+// TestRealSystemd is for a host, or a container, that systemd runs.
+func TestRealSystemd(t *testing.T) {
+	h := Here()
+	if !h.systemd || os.Geteuid() != 0 {
+		t.Skip("needs systemd as the first process, and root")
+	}
+	show := func(unit, property string) string {
+		t.Helper()
+		out, err := exec.Command("systemctl", "show", "--value", "--property", property, unit).Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.TrimSpace(string(out))
+	}
+	g := Guest{Name: fmt.Sprintf("test-%d.é", os.Getpid()), StopTimeout: time.Minute}
+	unit := UnitName(g.Name)
+	t.Cleanup(func() { h.Remove(t.Context(), g.Name) })
+
+	// A keeper that stops when it is told to, beside what does not mind.
+	keeper, bystander := exec.Command("sh", "-c", `trap "echo stops; exit" WINCH; echo began; while :; do sleep 0.1; done`), sleeper(t)
+	out, err := keeper.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := keeper.Start(); err != nil {
+		t.Fatal(err)
+	}
+	said := bufio.NewScanner(out)
+	said.Scan()
+	s, err := h.Join(t.Context(), g, keeper.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.Unit != unit {
+		t.Errorf("unit %s", s.Unit)
+	}
+	if err := (step{filepath.Join(s.Cgroup, "cgroup.procs"), fmt.Sprint(bystander.Process.Pid)}).take(); err != nil {
+		t.Fatal(err)
+	}
+	for property, want := range map[string]string{
+		"ActiveState": "active", "Slice": Slice, "Delegate": "yes", "KillSignal": "28", "TimeoutStopUSec": "1min 15s",
+		"Description": "Guest " + g.Name + " of ecboot", "Before": "ecboot.service shutdown.target", "CollectMode": "inactive-or-failed",
+	} {
+		got := strings.Fields(show(unit, property))
+		if property == "Before" {
+			slices.Sort(got)
+		}
+		if strings.Join(got, " ") != want {
+			t.Errorf("%s is %s, want %s", property, got, want)
+		}
+	}
+	stopped := exec.Command("systemctl", "stop", unit)
+	if err := stopped.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if said.Scan(); said.Text() != "stops" {
+		t.Errorf("told to stop, the keeper says %q, %v", said.Text(), said.Err())
+	}
+	if err := keeper.Wait(); err != nil {
+		t.Error(err)
+	}
+	// The other one is there still; what is left of a guest is ended.
+	if err := h.Remove(t.Context(), g.Name); err != nil {
+		t.Error(err)
+	}
+	if err := bystander.Wait(); err == nil || err.Error() != "signal: killed" {
+		t.Errorf("what was left: %v", err)
+	}
+	stopped.Wait()
+	if state := show(unit, "LoadState"); state != "not-found" {
+		t.Errorf("the unit is %s", state)
+	}
+	if _, err := os.Stat(filepath.Dir(s.Cgroup)); err == nil {
+		t.Errorf("%s is left", s.Cgroup)
+	}
+
+	// At once, under the same name, with what limits this kernel has.
+	for _, tt := range []struct {
+		limits     Limits
+		file, want string
+	}{
+		{Limits{CPUPercent: 150}, "cpu.max", "150000 100000"},
+		{Limits{Memory: 64 << 20}, "memory.max", "67108864"},
+		{Limits{Tasks: 10}, "pids.max", "10"},
+		{Limits{IOWeight: 50}, "io.weight", "default 50"},
+	} {
+		g.Limits = tt.limits
+		member := sleeper(t)
+		s, err := h.Join(t.Context(), g, member.Process.Pid)
+		if err != nil {
+			if !strings.Contains(err.Error(), "this host cannot enforce it") {
+				t.Error(err)
+			}
+			t.Logf("without %s: %v", tt.file, err)
+		} else {
+			b, err := os.ReadFile(filepath.Join(filepath.Dir(s.Cgroup), tt.file))
+			if got := strings.TrimSpace(string(b)); err != nil || got != tt.want {
+				t.Errorf("%s is %q, %v, want %q", tt.file, got, err, tt.want)
+			}
+		}
+		if err := h.Remove(t.Context(), g.Name); err != nil {
+			t.Error(err)
+		}
 	}
 }
