@@ -107,8 +107,23 @@ func furnishHost() error {
 	if err := unix.Mount("/run/resolv.conf", "/etc/resolv.conf", "", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("bind resolv.conf: %w", err)
 	}
+	// A sysfs shows the links of one namespace. What is mounted in the old one
+	// must not be hidden beneath the new.
+	const cgroups, aside = "/sys/fs/cgroup", "/run/cgroup"
+	if err := os.Mkdir(aside, 0o755); err != nil {
+		return err
+	}
+	if err := unix.Mount(cgroups, aside, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+		return fmt.Errorf("keep %s: %w", cgroups, err)
+	}
 	if err := unix.Mount("sysfs", "/sys", "sysfs", 0, ""); err != nil {
 		return fmt.Errorf("mount sysfs: %w", err)
+	}
+	if err := unix.Mount(aside, cgroups, "", unix.MS_MOVE, ""); err != nil {
+		return fmt.Errorf("bring back %s: %w", cgroups, err)
+	}
+	if err := os.Remove(aside); err != nil {
+		return err
 	}
 	return loopbackUp()
 }
