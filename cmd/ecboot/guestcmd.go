@@ -420,8 +420,3 @@ command names are opened by ecboot.`,
 	outputFlag(cmd, &output)
 	return cmd
 }
-
-// commandOfGuest is not there yet.
-func commandOfGuest(context.Context, *config.Config, string) ([]string, error) {
-	return nil, errors.New("this version cannot tell yet: 'ecboot guest show' has the command of a guest that runs")
-}

@@ -93,7 +93,7 @@ failed, 4 the guest timed out, 5 this machine lacks something ('ecboot doctor').
 			*started = true
 			// A terminal that goes away ends a verb; a daemon reads its
 			// configuration again.
-			if cmd.Name() != "serve" {
+			if cmd.Name() != "serve" && cmd.Name() != "up" {
 				ctx, _ := signal.NotifyContext(cmd.Context(), syscall.SIGHUP)
 				cmd.SetContext(ctx)
 			}
@@ -108,6 +108,7 @@ failed, 4 the guest timed out, 5 this machine lacks something ('ecboot doctor').
 		newRunCommand(&configPath),
 		newBootCommand(),
 		newServeCommand(&configPath),
+		newUpCommand(&configPath),
 		newInitramfsCommand(),
 		newImageCommand(),
 		newLeaseCommand(&configPath),

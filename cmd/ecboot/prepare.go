@@ -38,7 +38,7 @@ func prepare(ctx context.Context, cfg *config.Config, log *slog.Logger) (*bootFi
 		return nil, err
 	}
 	files := &bootFiles{nbp: extracted.FS(), ipxe: extracted.Path(images.IPXELinuxName), sources: map[config.Source]string{}}
-	for _, p := range cfg.Inventory(cfg.Segments[0]).Profiles {
+	for _, p := range cfg.Inventory(config.Segment{}).Profiles {
 		for _, f := range append([]boot.File{p.Kernel}, p.Initrds...) {
 			s := config.Source(f.Path)
 			if s == "" || files.sources[s] != "" {
@@ -104,6 +104,7 @@ func (f *bootFiles) inventory(cfg *config.Config, seg config.Segment) *boot.Inve
 		}
 		inv.Profiles[name] = p
 	}
+	addGuests(inv, cfg.Guests)
 	return inv
 }
 

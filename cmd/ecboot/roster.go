@@ -26,6 +26,10 @@ func machineStore(cfg *config.Config) fleet.Store {
 type roster struct {
 	path string // of the configuration file, if one was named
 	log  *slog.Logger
+	read func() (*config.Config, error) // the configuration of now
+	// applied is told of each configuration that a reload has put into effect;
+	// may be nil.
+	applied func(*config.Config, *bootFiles)
 
 	mu       sync.Mutex
 	file     *config.Config // as it was read
@@ -62,7 +66,7 @@ func (r *roster) loadLocked() error {
 // reload reads the configuration file again. Machines, rules and profiles are as
 // it says from then on; networks stay as they are until a restart.
 func (r *roster) reload(ctx context.Context) error {
-	next, err := loadConfig(r.path)
+	next, err := r.read()
 	if err != nil {
 		return err
 	}
@@ -70,6 +74,17 @@ func (r *roster) reload(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := r.put(next, files); err != nil {
+		return err
+	}
+	if r.applied != nil {
+		r.applied(next, files)
+	}
+	return nil
+}
+
+// put puts a configuration in the place of the one before.
+func (r *roster) put(next *config.Config, files *bootFiles) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	before, beforeFiles := r.file, r.files

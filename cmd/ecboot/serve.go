@@ -78,7 +78,10 @@ func serve(ctx context.Context, configPath string, cfg *config.Config, segments 
 		return err
 	}
 	defer func() { err = errors.Join(err, stack.Close()) }()
-	known := &roster{path: configPath, log: log, file: cfg, store: machineStore(cfg), files: files, segments: stack.segments}
+	known := &roster{
+		path: configPath, log: log, file: cfg, store: machineStore(cfg), files: files, segments: stack.segments,
+		read: func() (*config.Config, error) { return loadConfig(configPath) },
+	}
 	if err := known.load(); err != nil {
 		return err
 	}

@@ -78,6 +78,7 @@ type stackConfig struct {
 	// CertificateDir is for the CA and the certificates of HTTPS, if there is
 	// to be HTTPS and no certificate is given.
 	CertificateDir string
+	KeepHeld       bool // leave segments as they are that guests hold, should this fail
 	Log            *slog.Logger
 	Say            func(string) // tells what takes its time
 }
@@ -89,7 +90,11 @@ func openStack(ctx context.Context, cfg stackConfig) (_ *stack, err error) {
 	s := &stack{timeline: timeline.New()}
 	defer func() {
 		if err != nil {
-			err = withCode(exitEnvironment, errors.Join(err, s.Close()))
+			end := s.Close
+			if cfg.KeepHeld {
+				end = s.Leave
+			}
+			err = withCode(exitEnvironment, errors.Join(err, end()))
 		}
 	}()
 	for _, seg := range cfg.Segments {
@@ -427,7 +432,12 @@ func (s *segment) addressOf(mac boot.MAC) (a netip.Addr, ok bool) {
 
 // Close takes the segments down, the last first, once serve has returned or when
 // it was never called.
-func (s *stack) Close() error {
+func (s *stack) Close() error { return s.end((*lan.Segment).Close) }
+
+// Leave is Close, but for segments that guests hold: those stay.
+func (s *stack) Leave() error { return s.end((*lan.Segment).Leave) }
+
+func (s *stack) end(end func(*lan.Segment) error) error {
 	// A server that has bound its sockets lets go of them in Run.
 	done, cancel := context.WithCancel(context.Background())
 	cancel()
@@ -440,7 +450,7 @@ func (s *stack) Close() error {
 			errs = append(errs, one.leases.Close())
 		}
 		if one.lan != nil {
-			errs = append(errs, one.lan.Close())
+			errs = append(errs, end(one.lan))
 		}
 	}
 	return errors.Join(errs...)

@@ -183,3 +183,7 @@ func removeLink(link netlink.Link) error {
 	}
 	return nil
 }
+
+// Parent is the link that carries the guests' macvtaps, and can carry macvlans
+// beside them; empty: the guests' ports are on the bridge Interface.
+func (s *Segment) Parent() string { return s.opened.Parent }

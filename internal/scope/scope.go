@@ -54,6 +54,9 @@ func Here() Host {
 	return Host{systemd: err == nil && st.IsDir()}
 }
 
+// Systemd reports whether scopes are units of systemd's.
+func (h Host) Systemd() bool { return h.systemd }
+
 // patience is for the processes of a guest that has ended to be gone.
 const patience = 10 * time.Second
 

@@ -36,8 +36,8 @@ type Guest struct {
 	RestartDelay, RestartMax time.Duration
 	StopTimeout              time.Duration // how long it may take to stop when asked to; 0: a minute
 
-	// Prepare makes everything that the guest needs. On an error, which says
-	// what is missing, nothing is left.
+	// Prepare makes everything that the guest needs; Config.Clean takes it
+	// back. On an error, which says what is missing, nothing is left.
 	Prepare func(context.Context) (*Prepared, error)
 	// Check mends what has come loose of a guest that runs as planned, such as
 	// a link, and says what it could not mend. May be nil.
@@ -54,8 +54,6 @@ type Prepared struct {
 	// Join puts a process, the keeper, where the guest's limits hold, and
 	// returns the cgroup for what it starts. May be nil.
 	Join func(pid int) (cgroup string, err error)
-	// Release takes back what was made, after the guest's end. May be nil.
-	Release func()
 }
 
 // Config is what a Supervisor works with.
@@ -70,9 +68,9 @@ type Config struct {
 	// OnStart is told of every keeper that runs, adopted ones included,
 	// before its guest counts as running. May be nil.
 	OnStart func(name string, pid int) error
-	// Sweep removes links that a guest has left whose supervisor was not there
-	// at its end. May be nil.
-	Sweep func(links []string) error
+	// Clean takes back what Prepare has made for a guest that has ended, or
+	// was not started; this supervisor need not have started it. May be nil.
+	Clean func(keeper.Plan) error
 
 	host // in tests another than the real one
 }
@@ -113,7 +111,6 @@ type run struct {
 	process int // of what it runs
 	command []string
 	since   time.Time
-	release func()
 	asked   chan struct{} // closed when it has answered a wish to stop; nil: there was none
 }
 
@@ -189,7 +186,7 @@ func (s *Supervisor) adoptOne(ctx context.Context, f found) {
 	var r *run
 	err := f.err
 	if f.in != nil && err == nil {
-		r, err = newRun(ctx, f.in, nil)
+		r, err = newRun(ctx, f.in)
 	}
 	if r != nil && s.cfg.OnStart != nil {
 		err = s.cfg.OnStart(f.name, r.pid)
@@ -215,7 +212,7 @@ func (s *Supervisor) adoptOne(ctx context.Context, f found) {
 		if err := f.forget(); err != nil {
 			s.cfg.Log.Error("what a keeper has left cannot be removed", "guest", g.Name, "error", err)
 		}
-		s.sweep(g.Name, f.plan.Links)
+		s.clean(f.plan)
 		if f.err != nil {
 			s.bury(g)
 			return
@@ -230,18 +227,17 @@ func (s *Supervisor) adoptOne(ctx context.Context, f found) {
 		s.desired.set(g.Name, g.Autostart, "")
 	}
 	g.life = g.life.enter(Running, r.since)
-	r.release = func() { s.sweep(r.plan.Name, r.plan.Links) }
 	g.run = r
 	s.say(g, fmt.Sprintf("runs on as process %d, since %s", r.process, r.since.Format(time.DateTime)))
 	s.follow(g, r)
 }
 
-func (s *Supervisor) sweep(name string, links []string) {
-	if s.cfg.Sweep == nil || len(links) == 0 {
+func (s *Supervisor) clean(p keeper.Plan) {
+	if s.cfg.Clean == nil {
 		return
 	}
-	if err := s.cfg.Sweep(links); err != nil {
-		s.cfg.Log.Error("what a guest has left cannot be removed", "guest", name, "error", err)
+	if err := s.cfg.Clean(p); err != nil {
+		s.cfg.Log.Error("what a guest has left cannot be removed", "guest", p.Name, "error", err)
 	}
 }
 
@@ -483,24 +479,19 @@ func (s *Supervisor) launch(ctx context.Context, g Guest) (*run, error) {
 	if err != nil {
 		return nil, err
 	}
-	release := func() {
-		if p.Release != nil {
-			p.Release()
-		}
-	}
 	instance, err := s.cfg.spawn(ctx, p.Plan, keeper.SpawnOptions{Dir: filepath.Join(s.cfg.Dir, g.Name), Taps: p.Taps, Join: p.Join})
 	if err != nil {
-		release()
+		s.clean(p.Plan)
 		return nil, err
 	}
 	fail := func(err error) (*run, error) {
 		err = errors.Join(err, instance.Kill(s.ctx))
 		<-instance.Done()
 		instance.Forget()
-		release()
+		s.clean(p.Plan)
 		return nil, err
 	}
-	r, err := newRun(ctx, instance, release)
+	r, err := newRun(ctx, instance)
 	if err != nil {
 		return fail(err)
 	}
@@ -513,12 +504,12 @@ func (s *Supervisor) launch(ctx context.Context, g Guest) (*run, error) {
 }
 
 // newRun asks a keeper what it keeps.
-func newRun(ctx context.Context, in instance, release func()) (*run, error) {
+func newRun(ctx context.Context, in instance) (*run, error) {
 	st, err := in.Status(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return &run{instance: in, plan: st.Plan, pid: st.Keeper, process: st.PID, command: st.Command, since: st.Since, release: release}, nil
+	return &run{instance: in, plan: st.Plan, pid: st.Keeper, process: st.PID, command: st.Command, since: st.Since}, nil
 }
 
 // follow passes on what a keeper tells, and sees its end.
@@ -545,9 +536,7 @@ func (s *Supervisor) follow(g *guest, r *run) {
 		if err := r.Forget(); err != nil {
 			s.cfg.Log.Error("what a keeper has left cannot be removed", "guest", g.Name, "error", err)
 		}
-		if r.release != nil {
-			r.release()
-		}
+		s.clean(r.plan)
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		g.run, g.drift = nil, nil

@@ -1,0 +1,428 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"os"
+	"os/user"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/every-channel/ecboot/internal/boot"
+	"github.com/every-channel/ecboot/internal/config"
+	"github.com/every-channel/ecboot/internal/keeper"
+	"github.com/every-channel/ecboot/internal/lan"
+	"github.com/every-channel/ecboot/internal/scope"
+	"github.com/every-channel/ecboot/internal/supervise"
+	"github.com/every-channel/ecboot/internal/zfs"
+	"github.com/every-channel/ecboot/vmm"
+)
+
+// guestHost makes on this machine what declared guests need.
+type guestHost struct {
+	dirs   dirs
+	stack  *stack // open; nil when nothing is to be made
+	scopes scope.Host
+	log    *slog.Logger
+
+	zfsLock sync.Mutex // its calls must not overlap
+
+	mu    sync.Mutex
+	cfg   *config.Config // in effect
+	files *bootFiles
+}
+
+// guestsDir is where keepers have their directories, below dirs.Run.
+const guestsDir = "guests"
+
+// declare puts a configuration into effect and returns its guests.
+func (h *guestHost) declare(cfg *config.Config, files *bootFiles) []supervise.Guest {
+	h.mu.Lock()
+	h.cfg, h.files = cfg, files
+	h.mu.Unlock()
+	list := make([]supervise.Guest, 0, len(cfg.Guests))
+	for _, g := range cfg.Guests {
+		list = append(list, supervise.Guest{
+			Name: g.Name, Machine: timelineName(g), Digest: guestDigest(g), LogFile: guestFile(stateDir(cfg), g.Name, "console.log"),
+			Autostart: g.Autostart, Order: g.Order, Delay: g.Delay,
+			Restart: g.Restart, RestartDelay: g.RestartDelay, RestartMax: g.RestartMax, StopTimeout: g.StopTimeout,
+			Prepare: func(ctx context.Context) (*supervise.Prepared, error) { return h.prepare(ctx, g) },
+			Check:   func(p keeper.Plan) []string { return h.check(g, p) },
+		})
+	}
+	return list
+}
+
+// inEffect is the configuration of now.
+func (h *guestHost) inEffect() (*config.Config, *bootFiles) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.cfg, h.files
+}
+
+// survey finds what a guest's plan needs. It changes nothing but the cache.
+func (h *guestHost) survey(ctx context.Context, g config.DeclaredGuest) (on groundwork, err error) {
+	cfg, files := h.inEffect()
+	on = groundwork{
+		state: stateDir(cfg), run: filepath.Join(h.dirs.Run, guestsDir, g.Name), cache: h.dirs.Cache, ipxe: files.ipxe,
+		port: func(name string) portKind { return h.port(cfg, name) },
+	}
+	shares, err := zfs.NewPlan(zfsEntries(cfg.Guests))
+	if err != nil {
+		return on, err
+	}
+	on.zfs = shares.Shares(g.Name)
+	if !g.VM() {
+		return on, nil
+	}
+	if on.accel, err = h.accel(ctx, g); err != nil {
+		return on, err
+	}
+	if on.credential, err = guestUser(g.User, on.accel); err != nil {
+		return on, err
+	}
+	if g.Firmware != "" && g.Firmware != "bios" {
+		wanted := vmm.Wanted{Arch: g.Arch, Machine: cmp.Or(g.Machine, "q35"), SecureBoot: g.SecureBoot}
+		switch {
+		case g.Firmware == "uefi-ia32":
+			wanted.Arch = vmm.Arch386
+		case g.Arch == vmm.ArchARM64:
+			wanted.Machine = "virt"
+		}
+		if on.uefi, err = vmm.FindUEFI(wanted); err != nil {
+			return on, err
+		}
+	}
+	if g.Boot == config.BootDirect {
+		on.direct, err = h.directBoot(cfg, files, g)
+	}
+	return on, err
+}
+
+// accel decides what runs a guest.
+func (h *guestHost) accel(ctx context.Context, g config.DeclaredGuest) (vmm.Accel, error) {
+	accel, _, err := guestOptions{Guest: g.Guest}.accel(ctx)
+	return accel, err
+}
+
+// guestUsers are whom guests run as that name nobody: the first that exists.
+var guestUsers = []string{"ecboot-guest", "nobody"}
+
+// guestUser is who a guest's QEMU runs as: as itself where this process is not
+// root.
+func guestUser(name string, accel vmm.Accel) (*vmm.Credential, error) {
+	if os.Geteuid() != 0 {
+		return nil, nil
+	}
+	candidates := guestUsers
+	if name != "" {
+		candidates = []string{name}
+	}
+	var u *user.User
+	var err error
+	for _, name := range candidates {
+		if u, err = user.Lookup(name); err == nil {
+			break
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("who QEMU is to run as: %w: write another in user, or 'useradd --system %s'", err, candidates[0])
+	}
+	uid, err := strconv.ParseUint(u.Uid, 10, 32)
+	if err != nil {
+		return nil, fmt.Errorf("user %s: %w", u.Username, err)
+	}
+	gid, err := strconv.ParseUint(u.Gid, 10, 32)
+	if err != nil {
+		return nil, fmt.Errorf("user %s: %w", u.Username, err)
+	}
+	c := &vmm.Credential{UID: uint32(uid), GID: uint32(gid)}
+	var kvm unix.Stat_t
+	if accel == vmm.AccelKVM && unix.Stat("/dev/kvm", &kvm) == nil && kvm.Gid != 0 {
+		c.Groups = []uint32{kvm.Gid} // QEMU opens it itself
+	}
+	return c, nil
+}
+
+// port tells how guests are tied to a segment.
+func (h *guestHost) port(cfg *config.Config, name string) portKind {
+	if h.stack != nil {
+		if one := h.stack.segment(name); one != nil {
+			if parent := one.lan.Parent(); parent != "" {
+				return portKind{parent: parent}
+			}
+			return portKind{bridge: one.lan.Interface()}
+		}
+	}
+	seg, ok := cfg.Segment(name)
+	switch {
+	case !ok:
+		return portKind{}
+	case seg.Private():
+		return portKind{bridge: seg.HostBridge()}
+	}
+	return portKind{bridge: seg.Bridge, parent: seg.Parent}
+}
+
+// directBoot finds the files of a guest's profile, the same that HTTP serves, and
+// makes several initrds one, which is all that QEMU takes.
+func (h *guestHost) directBoot(cfg *config.Config, files *bootFiles, g config.DeclaredGuest) (d directBoot, err error) {
+	nic, served := onSegment(g)
+	seg, ok := cfg.Segment(nic.Segment)
+	if !ok {
+		seg = &config.Segment{}
+	}
+	inv := files.inventory(cfg, *seg)
+	p := inv.Profiles[guestProfile(g)]
+	if p.Kernel.Path == "" {
+		return d, fmt.Errorf("profile %s has no kernel: a guest that boots directly needs one", p.Name)
+	}
+	d.kernel = p.Kernel.Path
+	if d.initrd, err = h.oneInitrd(g.Name, p.Initrds); err != nil {
+		return d, err
+	}
+	vars := boot.Vars{Name: g.Node, Profile: p.Name}
+	if len(g.NICs) > 0 {
+		vars.MAC = g.NICs[0].MAC.String()
+	}
+	var url string
+	if server := h.server(nic.Segment, seg); served && seg.Mode != config.ModeOff && server.IsValid() {
+		vars.Server = server.String()
+		url = " ecboot.url=" + httpURL(server, cfg.Server.HTTPPort, "/phone-home/"+nic.MAC.String())
+	}
+	if nic.Address.IsValid() {
+		vars.Address = nic.Address.String()
+	}
+	if d.cmdline, err = boot.Expand(p.Cmdline, vars); err != nil {
+		return d, fmt.Errorf("profile %s, kernel command line: %w", p.Name, err)
+	}
+	d.cmdline = strings.TrimSpace(d.cmdline + url)
+	return d, nil
+}
+
+// server is the address of a segment's servers.
+func (h *guestHost) server(name string, seg *config.Segment) netip.Addr {
+	if h.stack != nil {
+		if one := h.stack.segment(name); one != nil {
+			return one.Address.Addr()
+		}
+	}
+	return seg.Address.Addr()
+}
+
+// oneInitrd returns a file with all initrds behind one another.
+func (h *guestHost) oneInitrd(guest string, list []boot.File) (path string, err error) {
+	switch len(list) {
+	case 0:
+		return "", nil
+	case 1:
+		return list[0].Path, nil
+	}
+	dir := filepath.Join(h.dirs.Cache, "initrds")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", err
+	}
+	out, err := os.CreateTemp(dir, "."+guest+"-*")
+	if err != nil {
+		return "", err
+	}
+	defer func() {
+		out.Close()
+		if err != nil {
+			os.Remove(out.Name())
+		}
+	}()
+	var size int64
+	for _, f := range list {
+		in, err := os.Open(f.Path)
+		if err != nil {
+			return "", err
+		}
+		n, err := io.Copy(out, in)
+		in.Close()
+		if err != nil {
+			return "", fmt.Errorf("%s: %w", f.Path, err)
+		}
+		// The kernel looks for the next archive at multiples of four.
+		pad := make([]byte, -n&3)
+		if _, err := out.Write(pad); err != nil {
+			return "", err
+		}
+		size += n
+	}
+	if err := out.Chmod(0o644); err != nil {
+		return "", err
+	}
+	path = filepath.Join(dir, guest+".img")
+	return path, os.Rename(out.Name(), path)
+}
+
+// prepare makes everything that a guest needs to start.
+func (h *guestHost) prepare(ctx context.Context, g config.DeclaredGuest) (_ *supervise.Prepared, err error) {
+	if err := h.mount(ctx, g); err != nil {
+		return nil, err
+	}
+	on, err := h.survey(ctx, g)
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range g.Shares {
+		if _, err := os.Stat(s.Source); err != nil {
+			return nil, fmt.Errorf("share %s: %w", s.Target, err)
+		}
+	}
+	if err := os.MkdirAll(filepath.Join(on.state, "guests", g.Name), 0o700); err != nil {
+		return nil, err
+	}
+	p := &supervise.Prepared{Plan: planGuest(g, on), Join: h.join(g)}
+	if p.Plan.VM == nil {
+		return p, nil
+	}
+	for _, d := range p.Plan.VM.Disks {
+		if _, err := vmm.EnsureDisk(ctx, d); err != nil {
+			return nil, err
+		}
+	}
+	defer func() {
+		if err != nil {
+			for _, tap := range p.Taps {
+				tap.Close()
+			}
+			err = errors.Join(err, h.clean(p.Plan))
+		}
+	}()
+	for _, nic := range g.NICs {
+		if nic.User {
+			continue
+		}
+		tap, err := h.plug(nic)
+		if err != nil {
+			return nil, err
+		}
+		p.Taps = append(p.Taps, tap.File)
+	}
+	return p, nil
+}
+
+// join puts a keeper where the guest's limits hold.
+func (h *guestHost) join(g config.DeclaredGuest) func(pid int) (cgroup string, err error) {
+	return func(pid int) (string, error) {
+		s, err := h.scopes.Join(context.Background(), scope.Guest{
+			Name: g.Name, StopTimeout: g.StopTimeout,
+			Limits: scope.Limits{CPUPercent: g.Limits.CPU, Memory: int64(g.Limits.Memory), Tasks: g.Limits.Tasks, IOWeight: g.Limits.IOWeight},
+		}, pid)
+		return s.Cgroup, err
+	}
+}
+
+// plug makes a network card's link.
+func (h *guestHost) plug(nic config.GuestNIC) (*lan.Tap, error) {
+	if nic.Macvtap != "" {
+		return lan.Macvtap(nic.Macvtap, linkName(nic), nic.MAC)
+	}
+	one := h.stack.segment(nic.Segment)
+	if one == nil {
+		return nil, fmt.Errorf("segment %s is not open yet: restart 'ecboot up'", nic.Segment)
+	}
+	return one.lan.Port(lan.PortConfig{Name: linkName(nic), MAC: nic.MAC})
+}
+
+// mount brings about the datasets of a guest: it must not start on an empty
+// directory.
+func (h *guestHost) mount(ctx context.Context, g config.DeclaredGuest) error {
+	if len(g.ZFS) == 0 {
+		return nil
+	}
+	cfg, _ := h.inEffect()
+	plan, err := zfs.NewPlan(zfsEntries(cfg.Guests))
+	if err != nil {
+		return err
+	}
+	h.zfsLock.Lock()
+	problems, err := zfs.Host{Dir: filepath.Join(h.dirs.Run, "zfs")}.Apply(ctx, plan)
+	h.zfsLock.Unlock()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, p := range problems {
+		if slices.Contains(p.Guests, g.Name) {
+			errs = append(errs, errors.New(p.Text))
+		}
+	}
+	if len(errs) > 0 {
+		return errors.Join(errs...)
+	}
+	return plan.Require(g.Name)
+}
+
+// clean takes back what prepare has made for a guest that has ended.
+func (h *guestHost) clean(p keeper.Plan) error {
+	var errs []error
+	for _, link := range p.Links {
+		for _, one := range h.stack.segments {
+			if one.lan.Parent() != "" {
+				errs = append(errs, one.lan.Unplug(link))
+			}
+		}
+		errs = append(errs, lan.Remove(link))
+	}
+	errs = append(errs, h.scopes.Remove(context.Background(), p.Name))
+	return errors.Join(errs...)
+}
+
+// check mends what has come loose of a guest that runs as it is declared, and
+// says what cannot be mended.
+func (h *guestHost) check(g config.DeclaredGuest, p keeper.Plan) (drift []string) {
+	if p.Digest != guestDigest(g) {
+		return nil
+	}
+	for _, nic := range g.NICs {
+		if !g.VM() || nic.Segment == "" {
+			continue
+		}
+		one := h.stack.segment(nic.Segment)
+		name := linkName(nic)
+		if one == nil || one.lan.Plugged(name) {
+			continue
+		}
+		if err := one.lan.Replug(name); err != nil {
+			drift = append(drift, err.Error())
+			continue
+		}
+		h.log.Warn("a port was out of its segment and is in it again", "guest", g.Name, "port", name, "segment", nic.Segment)
+	}
+	if len(g.ZFS) > 0 {
+		if err := h.mount(context.Background(), g); err != nil {
+			drift = append(drift, err.Error())
+		}
+	}
+	return drift
+}
+
+// hold keeps the segments of a guest for as long as its keeper lives, whatever
+// becomes of this process.
+func (h *guestHost) hold(name string, pid int) error {
+	cfg, _ := h.inEffect()
+	g, ok := cfg.DeclaredGuest(name)
+	if !ok {
+		return nil // whoever started it has
+	}
+	var errs []error
+	for _, nic := range g.NICs {
+		if one := h.stack.segment(nic.Segment); one != nil {
+			errs = append(errs, one.lan.Hold(pid))
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,334 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/every-channel/ecboot/internal/api"
+	"github.com/every-channel/ecboot/internal/boot"
+	"github.com/every-channel/ecboot/internal/config"
+	declared "github.com/every-channel/ecboot/internal/guest"
+	"github.com/every-channel/ecboot/internal/scope"
+	"github.com/every-channel/ecboot/internal/supervise"
+	"github.com/every-channel/ecboot/internal/timeline"
+	"github.com/every-channel/ecboot/vmm"
+)
+
+// upOptions is what the command line says of 'ecboot up'.
+type upOptions struct {
+	config      string
+	noGuests    bool
+	leaveGuests bool
+	dryRun      bool
+}
+
+func newUpCommand(configPath *string) *cobra.Command {
+	var o upOptions
+	cmd := &cobra.Command{
+		Use:   "up",
+		Short: "Run the declared guests and the servers of their segments",
+		Long: `Open the configuration's segments, serve DHCP, TFTP and HTTP on them, and run the
+guests that it declares, until it is told to stop. Guests that an earlier 'ecboot up'
+has left running are taken over. A signal HUP reads the configuration again.
+
+A first Ctrl-C stops all guests gracefully, a second one at once.`,
+		Example: `  ecboot up
+  ecboot up --dry-run
+  ecboot up --leave-guests`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			o.config = *configPath
+			if o.dryRun {
+				return upDryRun(cmd.Context(), o, cmd.OutOrStdout(), cmd.ErrOrStderr())
+			}
+			return up(cmd.Context(), o, cmd.ErrOrStderr())
+		},
+	}
+	fs := cmd.Flags()
+	fs.BoolVar(&o.noGuests, "no-guests", false, "open and serve the segments only, and start no guest")
+	fs.BoolVar(&o.leaveGuests, "leave-guests", false, "let guests run on at the end, for the next 'ecboot up' to take over")
+	fs.BoolVar(&o.dryRun, "dry-run", false, "check everything, print what would run, and start nothing")
+	return cmd
+}
+
+// loadGuests reads the configuration as 'ecboot up' uses it: guests have their
+// addresses, and private segments, of which there may be several, bridges of the
+// host.
+func loadGuests(path string, assign func(declared.MACStore, *config.Config) error) (*config.Config, error) {
+	cfg, err := loadConfig(path)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkPlans(cfg.Guests); err != nil {
+		return nil, err
+	}
+	if err := assign(declared.MACStore{Path: filepath.Join(stateDir(cfg), "macs.json")}, cfg); err != nil {
+		return nil, err
+	}
+	used := func(s config.Segment) bool {
+		return !s.Private() || slices.ContainsFunc(cfg.Guests, func(g config.DeclaredGuest) bool {
+			return slices.ContainsFunc(g.NICs, func(n config.GuestNIC) bool { return n.Segment == s.Name })
+		})
+	}
+	// Nobody could ever be on a private segment without guests.
+	cfg.Segments = slices.DeleteFunc(cfg.Segments, func(s config.Segment) bool { return !used(s) })
+	for i, s := range cfg.Segments {
+		if s.Private() {
+			cfg.Segments[i] = onHost(s)
+		}
+	}
+	return cfg, nil
+}
+
+// onHost is a private segment as a bridge of the host that nobody else is on.
+func onHost(s config.Segment) config.Segment {
+	s.Unknown = s.Policy()
+	s.AllowOtherDHCP = true // there can be none to look for
+	s.Bridge = s.HostBridge()
+	return s
+}
+
+// upLock makes sure that there is one 'ecboot up' on a host.
+func upLock(dir string) (*os.File, error) {
+	path := filepath.Join(dir, ".lock")
+	f, err := lockFile(path, unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		pid, _ := os.ReadFile(path)
+		return nil, withCode(exitEnvironment, fmt.Errorf("'ecboot up' runs already, as process %s: 'ecboot guest list' shows its guests, and 'kill -HUP %[1]s' makes it read the configuration again", strings.TrimSpace(string(pid))))
+	}
+	if err != nil {
+		return nil, withCode(exitEnvironment, err)
+	}
+	if err = f.Truncate(0); err == nil {
+		_, err = fmt.Fprintln(f, os.Getpid())
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+func up(ctx context.Context, o upOptions, stderr io.Writer) (err error) {
+	log := newLogger(stderr, slog.LevelWarn)
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
+	// Main has the first of these end ctx; the second ends patience.
+	interrupts := make(chan os.Signal, 8)
+	signal.Notify(interrupts, os.Interrupt, syscall.SIGTERM)
+	defer signal.Stop(interrupts)
+	cfg, err := loadGuests(o.config, declared.MACStore.Assign)
+	if err != nil {
+		return err
+	}
+	where := userDirs()
+	operators, err := operatorGroup(cfg)
+	if err != nil {
+		return err
+	}
+	runDir, err := makeUpDir(where.Run, operators)
+	if err != nil {
+		return withCode(exitEnvironment, err)
+	}
+	lock, err := upLock(runDir)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if err := sweep(where.Run); err != nil {
+		return err
+	}
+	files, err := prepare(ctx, cfg, log)
+	if err != nil {
+		return err
+	}
+	stack, err := openStack(ctx, stackConfig{
+		Segments: cfg.Segments, Server: cfg.Server, Files: files,
+		Inventory: func(seg config.Segment) *boot.Inventory { return files.inventory(cfg, seg) },
+		LeaseFile: func(segment string) string { return leaseFile(cfg, segment) }, NoteDir: runDir, CertificateDir: certificateDir(cfg),
+		Log: log, Say: func(what string) { fmt.Fprintln(stderr, what) }, KeepHeld: true,
+	})
+	if err != nil {
+		return err
+	}
+	end := stack.Close
+	defer func() { err = errors.Join(err, end()) }()
+
+	host := &guestHost{dirs: where, stack: stack, scopes: scope.Here(), log: log}
+	sup, err := supervise.New(supervise.Config{
+		Dir: filepath.Join(where.Run, guestsDir), State: filepath.Join(stateDir(cfg), "guests.json"), Boot: bootID(),
+		Timeline: stack.timeline, Log: log, OnStart: host.hold, Clean: host.clean,
+	})
+	if err != nil {
+		return err
+	}
+	known := &roster{
+		path: o.config, log: log, file: cfg, store: machineStore(cfg), files: files, segments: stack.segments,
+		read: func() (*config.Config, error) { return loadGuests(o.config, declared.MACStore.Assign) },
+		applied: func(cfg *config.Config, files *bootFiles) {
+			if !o.noGuests {
+				sup.Update(host.declare(cfg, files))
+			}
+		},
+	}
+	if err := known.load(); err != nil {
+		return err
+	}
+	known.applied(cfg, files)
+
+	events := make(chan timeline.Event, 1<<14)
+	defer stack.timeline.Watch(func(e timeline.Event) {
+		if known.watches(e) {
+			select {
+			case events <- e:
+			default: // nobody listens any more
+			}
+		}
+	})()
+	backend := stack.backend(known)
+	backend.Reload = func() error { return known.reload(ctx) }
+	if !o.noGuests {
+		backend.Guests = &upGuests{sup: sup, host: host}
+	}
+	// One that was killed has left its socket.
+	if err := os.Remove(filepath.Join(runDir, api.SocketName)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return withCode(exitEnvironment, err)
+	}
+	control, err := listenUp(cfg, backend)
+	if err != nil {
+		return withCode(exitEnvironment, err)
+	}
+	stack.tasks = append(stack.tasks, control)
+	// The servers outlive the guests.
+	return stack.serve(context.WithoutCancel(ctx), func(serving context.Context) error {
+		for _, s := range stack.segments {
+			s.announce(stderr)
+		}
+		live := newLive(stderr, time.Now(), stack.timeline, host.label, known.knows)
+		defer live.stop()
+		var background sync.WaitGroup
+		defer background.Wait()
+		serving, stop := context.WithCancel(serving)
+		defer stop()
+		background.Go(func() { known.watchBoots(serving, events) })
+		background.Go(func() {
+			known.onHangup(serving, hangup, func(what string) { fmt.Fprintln(stderr, what) })
+		})
+		supervising, interrupt := context.WithCancel(serving)
+		defer context.AfterFunc(ctx, interrupt)()
+		if o.noGuests {
+			<-supervising.Done()
+			return nil
+		}
+		if err := sup.Run(supervising); err != nil {
+			return err
+		}
+		if o.leaveGuests || ctx.Err() == nil {
+			// Without servers, through no wish of anybody's, guests are as
+			// well off alone.
+			end = stack.Leave
+			sup.Leave()
+			return nil
+		}
+		patience, lose := context.WithCancel(context.WithoutCancel(ctx))
+		defer lose()
+		background.Go(func() {
+			for range 2 {
+				select {
+				case <-interrupts:
+				case <-patience.Done():
+					return
+				}
+			}
+			lose()
+		})
+		fmt.Fprintln(stderr, "stopping all guests; once more to end them at once")
+		sup.StopAll(patience)
+		lose()
+		return nil
+	})
+}
+
+// bootID is another one after each start of the host.
+func bootID() string {
+	id, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return strings.TrimSpace(string(id))
+}
+
+// label names a machine of the timeline: a guest by its name.
+func (h *guestHost) label(machine string) string {
+	cfg, _ := h.inEffect()
+	if cfg == nil {
+		return machine
+	}
+	for _, g := range cfg.Guests {
+		if timelineName(g) == machine {
+			return g.Name
+		}
+	}
+	return machine
+}
+
+// upDryRun prints the command of every guest.
+func upDryRun(ctx context.Context, o upOptions, stdout, stderr io.Writer) error {
+	cfg, err := loadGuests(o.config, assignWithoutKeeping)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, g := range cfg.Guests {
+		argv, err := commandOfGuest(ctx, cfg, g.Name)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("guest %s: %w", g.Name, err))
+			continue
+		}
+		fmt.Fprintf(stdout, "# %s\n%s\n", g.Name, vmm.ShellQuote(argv))
+	}
+	return withCode(exitEnvironment, errors.Join(errs...))
+}
+
+// assignWithoutKeeping gives guests the addresses that they would have.
+func assignWithoutKeeping(store declared.MACStore, cfg *config.Config) error {
+	macs, err := store.Load()
+	if err != nil {
+		return err
+	}
+	_, err = declared.Assign(cfg, macs)
+	return err
+}
+
+// commandOfGuest is the command that would run a guest, program first.
+func commandOfGuest(ctx context.Context, cfg *config.Config, name string) ([]string, error) {
+	if _, ok := cfg.DeclaredGuest(name); !ok {
+		return nil, fmt.Errorf("guest %s: %w", name, supervise.ErrNotFound)
+	}
+	if err := assignWithoutKeeping(declared.MACStore{Path: filepath.Join(stateDir(cfg), "macs.json")}, cfg); err != nil {
+		return nil, err
+	}
+	g, _ := cfg.DeclaredGuest(name)
+	files, err := prepare(ctx, cfg, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return nil, err
+	}
+	h := &guestHost{dirs: userDirs(), log: slog.New(slog.DiscardHandler), cfg: cfg, files: files}
+	on, err := h.survey(ctx, *g)
+	if err != nil {
+		return nil, err
+	}
+	return planCommand(planGuest(*g, on))
+}

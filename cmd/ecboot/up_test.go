@@ -1,0 +1,245 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/every-channel/ecboot/internal/api"
+	"github.com/every-channel/ecboot/internal/nettest"
+)
+
+// upHost is a machine of the test's own on which 'ecboot up' runs.
+type upHost struct {
+	*nettest.Host
+	dir    string // of the configuration and the state
+	config string
+}
+
+// newUpHost makes one with a configuration, whose state directory is filled in.
+func newUpHost(t *testing.T, name, text string) *upHost {
+	t.Helper()
+	needGuests(t)
+	u := &upHost{Host: nettest.NewHost(t, name), dir: t.TempDir()}
+	u.config = filepath.Join(u.dir, "ecboot.toml")
+	u.write(t, text)
+	// Guests outlive everything but their keepers.
+	t.Cleanup(func() {
+		for _, pid := range u.keepers() {
+			syscall.Kill(pid, syscall.SIGKILL)
+		}
+	})
+	return u
+}
+
+func (u *upHost) write(t *testing.T, text string) {
+	t.Helper()
+	text = fmt.Sprintf("[server]\nstate_dir = %q\n[guest]\naccel = \"tcg\"\n%s", u.dir, text)
+	if err := os.WriteFile(u.config, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// keepers are the processes that hold guests of this host.
+func (u *upHost) keepers() (pids []int) {
+	out, _ := u.Command(context.Background(), "sh", "-c", "cat /run/ecboot/guests/*/lock").Output()
+	for line := range strings.Lines(string(out)) {
+		if f := strings.Fields(line); len(f) > 0 {
+			if pid, err := strconv.Atoi(f[0]); err == nil && pid > 1 {
+				pids = append(pids, pid)
+			}
+		}
+	}
+	return pids
+}
+
+// command prepares an ecboot on the host.
+func (u *upHost) command(t *testing.T, args ...string) *exec.Cmd {
+	t.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := u.Command(t.Context(), exe, append(args, "--config", u.config)...)
+	cmd.Env = append(os.Environ(), mainVar+"=1")
+	cmd.Dir = u.dir
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	return cmd
+}
+
+// up starts 'ecboot up'.
+func (u *upHost) up(t *testing.T, args ...string) *started {
+	t.Helper()
+	s := &started{cmd: u.command(t, append([]string{"up"}, args...)...)}
+	pipe, err := s.cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.stderr = bufio.NewReader(pipe)
+	if err := s.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		s.cmd.Process.Kill()
+		s.cmd.Wait()
+	})
+	return s
+}
+
+// guest asks an 'ecboot up' for one guest.
+func (s *started) guest(t *testing.T, name string) api.Guest {
+	t.Helper()
+	list, err := s.control().Guests(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, g := range list {
+		if g.Name == name {
+			return g
+		}
+	}
+	t.Fatalf("no guest %s in %+v", name, list)
+	return api.Guest{}
+}
+
+// control reaches into the host's mounts.
+func (s *started) control() *api.Client {
+	return api.Connect(fmt.Sprintf("/proc/%d/root/run/ecboot/up/%s", s.cmd.Process.Pid, api.SocketName))
+}
+
+// awaitGuest waits until a guest is as it should be.
+func (s *started) awaitGuest(t *testing.T, name string, so func(api.Guest) bool) api.Guest {
+	t.Helper()
+	for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(50 * time.Millisecond) {
+		g := s.guest(t, name)
+		if so(g) {
+			return g
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("guest %s is still %+v", name, g)
+		}
+	}
+}
+
+// wantNothing checks that an 'ecboot up' that has stopped its guests has left
+// nothing.
+func (u *upHost) wantNothing(t *testing.T) {
+	t.Helper()
+	if links := u.Run(t, "ip", "-o", "link"); strings.Contains(links, "vm-") || strings.Contains(links, "ec-") {
+		t.Errorf("links are left:\n%s", links)
+	}
+	if left := u.Run(t, "sh", "-c", "ls /run/ecboot/guests 2>/dev/null; ls /run/ecboot/up"); strings.TrimSpace(left) != "" {
+		t.Errorf("left in /run/ecboot:\n%s", left)
+	}
+	if pids := u.keepers(); len(pids) > 0 {
+		t.Errorf("keepers are left: %v", pids)
+	}
+}
+
+// The thinnest line through all of it: a guest of a private segment is started,
+// boots from our servers, and is stopped.
+func TestUpBootsAGuest(t *testing.T) {
+	t.Parallel()
+	u := newUpHost(t, "up", `
+[segment.lab]
+[guest.a]
+backend = "qemu"
+memory = "512M"
+autostart = true
+stop_timeout = "2s"
+[[guest.a.nic]]
+segment = "lab"
+`)
+	s := u.up(t)
+	s.until(t, "serving 10.77.0.1/24 on ec-lab")
+	s.until(t, "runs as process")
+	s.until(t, "ipxe.ack")
+	s.until(t, "userland")
+	g := s.guest(t, "a")
+	if g.State != api.Running || len(g.Addresses) != 1 || len(g.MACs) != 1 {
+		t.Errorf("%+v", g)
+	}
+	s.cmd.Process.Signal(syscall.SIGTERM)
+	s.until(t, "stopped: ")
+	if code := s.end(t); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	u.wantNothing(t)
+}
+
+// A supervisor that is killed takes no guest along; the next one knows them.
+// QEMU that is killed is started again.
+func TestUpTakesOver(t *testing.T) {
+	t.Parallel()
+	u := newUpHost(t, "takeover", `
+[segment.lab]
+[guest.adopted]
+backend = "qemu"
+memory = "128M"
+autostart = true
+stop_timeout = "2s"
+restart_delay = "1s"
+[[guest.adopted.nic]]
+segment = "lab"
+`)
+	s := u.up(t)
+	s.until(t, "ipxe.ack")
+	before := s.guest(t, "adopted")
+	s.cmd.Process.Kill()
+	s.cmd.Wait()
+	if syscall.Kill(before.PID, 0) != nil {
+		t.Fatal("the guest died with its supervisor")
+	}
+
+	s = u.up(t, "--leave-guests")
+	s.until(t, "runs on as process "+strconv.Itoa(before.PID))
+	after := s.guest(t, "adopted")
+	if after.PID != before.PID || after.State != api.Running || len(after.Drift) > 0 {
+		t.Errorf("before %+v\nafter %+v", before, after)
+	}
+	u.commandWant(t, exitEnvironment, []string{"up"}, "runs already, as process "+strconv.Itoa(s.cmd.Process.Pid))
+
+	syscall.Kill(after.PID, syscall.SIGKILL)
+	s.until(t, "is started again in 1s")
+	again := s.awaitGuest(t, "adopted", func(g api.Guest) bool { return g.State == api.Running && g.PID != before.PID })
+	if again.Restarts != 1 || again.MACs[0] != before.MACs[0] {
+		t.Errorf("%+v", again)
+	}
+
+	// The unit ends it so, and starts another one.
+	s.cmd.Process.Signal(syscall.SIGTERM)
+	if err := s.cmd.Wait(); err != nil { // the watchdog, which stays, has its standard error
+		t.Error(err)
+	}
+	s = u.up(t)
+	s.until(t, "runs on as process "+strconv.Itoa(again.PID))
+	s.cmd.Process.Signal(syscall.SIGTERM)
+	if code := s.end(t); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	u.wantNothing(t)
+}
+
+// commandWant runs an ecboot on the host to its end.
+func (u *upHost) commandWant(t *testing.T, code int, args []string, parts ...string) result {
+	t.Helper()
+	cmd := u.command(t, args...)
+	var stdout, stderr strings.Builder
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	var exit *exec.ExitError
+	if err := cmd.Run(); err != nil && !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
+	r := result{cmd.ProcessState.ExitCode(), stdout.String(), stderr.String()}
+	r.want(t, code, parts...)
+	return r
+}
