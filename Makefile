@@ -117,6 +117,15 @@ $(DEBIAN12):
 	then tar -C "$$root" -cf $@.part . && mv $@.part $@ && rm $(@D)/debian12.log; \
 	else echo "A Debian 12 cannot be had; the test of the package is skipped. See $(@D)/debian12.log" >&2; fi
 
+# A kernel with a TPM and virtiofs, which the default one has not: unpacked here.
+CLOUD := vmm/testdata/linux
+$(CLOUD)/done:
+	@mkdir -p $(@D) && cd $(@D) && rm -rf boot lib *.deb && \
+	if apt-get -qq -o APT::Sandbox::User=root download "$$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/.*Depends: //p' | head -n 1)" && \
+		dpkg-deb --fsys-tarfile *.deb | tar -x --wildcards './boot/vmlinuz*' './lib/modules/*/kernel/drivers/virtio/*' './lib/modules/*/kernel/fs/fuse/*'; \
+	then rm -f *.deb && touch done; \
+	else echo "Debian's cloud kernel cannot be had; its tests are skipped" >&2; fi
+
 # The foreign clients of the tests, and the firmware, boot programs and netboot
 # trees that they boot.
 TEST_FILES := /usr/share/OVMF/OVMF32_CODE_4M.secboot.fd:ovmf-ia32 /usr/share/AAVMF/AAVMF_CODE.fd:qemu-efi-aarch64 \
@@ -125,10 +134,10 @@ TEST_FILES := /usr/share/OVMF/OVMF32_CODE_4M.secboot.fd:ovmf-ia32 /usr/share/AAV
 	/usr/lib/debian-installer/images/12/arm64:debian-installer-12-netboot-arm64 \
 	/usr/lib/debian-installer/images/12/i386:debian-installer-12-netboot-i386 /boot/memtest86+x64.bin:memtest86+ \
 	/usr/lib/u-boot/qemu_arm64/u-boot.bin:u-boot-qemu /usr/share/doc/busybox-static/copyright:busybox-static
-deps-test: deps $(DEBIAN13)/done $(DEBIAN12) $(NFPM)
+deps-test: deps $(DEBIAN13)/done $(CLOUD)/done $(DEBIAN12) $(NFPM)
 	@$(call install,qemu-system-aarch64:qemu-system-arm grub-script-check:grub-common dhclient:isc-dhcp-client udhcpc:udhcpc dhcpcd:dhcpcd-base curl:curl tftp:tftp-hpa atftp:atftp \
 		systemd-nspawn:systemd-container mksquashfs:squashfs-tools systemd-analyze:systemd dbus-daemon:dbus-daemon \
-		tcpdump:tcpdump nft:nftables ping:iputils-ping zstd:zstd cpio:cpio nsenter:util-linux zfs:zfs-fuse nix-instantiate:nix-bin \
+		tcpdump:tcpdump nft:nftables ping:iputils-ping zstd:zstd cpio:cpio nsenter:util-linux qemu-img:qemu-utils swtpm:swtpm /usr/lib/qemu/virtiofsd:qemu-system-common zfs:zfs-fuse nix-instantiate:nix-bin \
 		dnsmasq:dnsmasq-base kea-dhcp4:kea-dhcp4-server perfdhcp:kea-admin dhcpd:isc-dhcp-server dhcrelay:isc-dhcp-relay,$(TEST_FILES))
 
 # atftpd, which Debian does not install beside tftpd-hpa: unpacked here.
@@ -158,5 +167,5 @@ define install
 endef
 
 clean:
-	rm -rf ecboot build ecboot_*.deb $(DEBIAN12) $(DEBIAN13) $(ATFTPD)
+	rm -rf ecboot build ecboot_*.deb $(DEBIAN12) $(DEBIAN13) $(CLOUD) $(ATFTPD)
 	find images/assets -type f -not -name README -delete

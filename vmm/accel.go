@@ -213,7 +213,7 @@ func runProbe(ctx context.Context, qemu string, args ...string) (trouble string,
 		"-chardev", fmt.Sprintf("socket,id=steps,fd=%d", firstFD+1), "-device", "isa-debugcon,iobase=0xe9,chardev=steps",
 		"-device", "isa-debug-exit,iobase=0xf4,iosize=4")
 	stuck := make(chan struct{})
-	proc, err := startProcess(argv, []*os.File{image, theirs}, &internalError{seen: stuck})
+	proc, err := startProcess(launch{argv: argv, files: []*os.File{image, theirs}, watch: &internalError{seen: stuck}})
 	theirs.Close()
 	if err != nil {
 		return "", err

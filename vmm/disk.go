@@ -1,9 +1,12 @@
 package vmm
 
 import (
+	"cmp"
+	"context"
 	"encoding/json"
 	"fmt"
 	"strings"
+	"time"
 )
 
 // The formats of disk images.
@@ -247,3 +250,53 @@ func (s *Spec) checkDisk(i int) error {
 
 // keepsPath tells whether the image at Path stays as it is.
 func (d *Disk) keepsPath() bool { return d.readOnly() || d.Ephemeral }
+
+// retryFull is how often it is tried whether a full disk has room again.
+const retryFull = 5 * time.Second
+
+// onFull notes that the guest was paused because the host had no room for what
+// it wrote.
+func (m *Machine) onFull(disk string) {
+	path := disk
+	for i := range m.spec.Disks {
+		if d := &m.spec.Disks[i]; nth("disk", i) == disk {
+			path = cmp.Or(d.Path, d.Base)
+		}
+	}
+	m.mu.Lock()
+	first := m.full == ""
+	m.full = path
+	m.mu.Unlock()
+	if first {
+		m.opts.Log.Error("machine is paused: the host's disk is full", "machine", m.opts.Machine, "image", path)
+		go m.awaitRoom()
+	}
+}
+
+// awaitRoom lets the guest try again until it gets on.
+func (m *Machine) awaitRoom() {
+	for !m.wait(context.Background(), retryFull) {
+		status, err := m.Status(context.Background())
+		switch {
+		case err != nil:
+			return
+		case status != "io-error":
+			m.mu.Lock()
+			m.full = ""
+			m.mu.Unlock()
+			m.opts.Log.Info("machine goes on: there is room again", "machine", m.opts.Machine)
+			return
+		}
+		_ = m.qmp.execute(context.Background(), "cont", nil, nil) // if it fails, QEMU has ended
+	}
+}
+
+// Trouble says why a machine that has not ended stands still, or nothing.
+func (m *Machine) Trouble() string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.full == "" {
+		return ""
+	}
+	return "the host's disk is full: the guest waits for room to write to " + m.full
+}

@@ -1,6 +1,7 @@
 package vmm
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -59,6 +60,8 @@ type Machine struct {
 	proc    *process
 	console *Console
 	qmp     *qmp
+	vnc     *screen // nil without a screen
+	helpers []*helper
 	done    chan struct{}
 
 	mu       sync.Mutex
@@ -67,10 +70,13 @@ type Machine struct {
 	panicked bool   // the kernel has given up
 	panic    string // and said this
 	shutdown string // the reason in QEMU's SHUTDOWN event
-	broken   string // why the machine cannot go on: QEMU's run state
+	broken   string // why the machine cannot go on
+	full     string // image for which the host has no room; empty: there is room
 	killed   bool   // by Kill
 	resets   int
 	exit     Exit // valid once done is closed
+
+	complaint string // of a helper that ended early; valid once done is closed
 }
 
 // Start runs the machine and returns when its CPUs run. ctx is for starting
@@ -90,9 +96,17 @@ func Start(ctx context.Context, spec Spec, opts Options) (*Machine, error) {
 	if err != nil {
 		return nil, err
 	}
+	if spec, err = spec.resolve(opts); err != nil {
+		return nil, err
+	}
 	argv, err := spec.Command(qemu)
 	if err != nil {
 		return nil, err
+	}
+	if c := opts.Credential; c != nil && spec.accel() == AccelKVM {
+		if opts.Credential, err = c.withKVM("/dev/kvm"); err != nil {
+			return nil, err
+		}
 	}
 	m := &Machine{opts: opts, spec: spec, argv: argv, done: make(chan struct{})}
 	if err := m.launch(ctx); err != nil {
@@ -103,12 +117,39 @@ func Start(ctx context.Context, spec Spec, opts Options) (*Machine, error) {
 	if err := m.begin(ctx); err != nil {
 		m.Kill()
 		<-m.done
-		if stderr := m.exit.Stderr; stderr != "" && ctx.Err() == nil {
-			return nil, fmt.Errorf("QEMU does not start: %s", stderr)
-		}
-		return nil, fmt.Errorf("QEMU does not start: %w", err)
+		return nil, m.explain(ctx, err)
 	}
 	return m, nil
+}
+
+// explain says why the machine did not start: err, or what says more.
+func (m *Machine) explain(ctx context.Context, err error) error {
+	if ctx.Err() == nil {
+		if m.complaint != "" {
+			return fmt.Errorf("QEMU does not start: %s", m.complaint)
+		}
+		if stderr := m.exit.Stderr; stderr != "" {
+			return fmt.Errorf("QEMU does not start: %s", m.nameImages(stderr))
+		}
+	}
+	return fmt.Errorf("QEMU does not start: %w", err)
+}
+
+// nameImages puts the paths of images where QEMU knows descriptors only.
+func (m *Machine) nameImages(text string) string {
+	l := m.spec.layout()
+	name := func(descriptor, path string) {
+		if fd := l.fd(descriptor); fd != 0 && path != "" {
+			text = regexp.MustCompile(fmt.Sprintf(`/dev/fdset/%d\b`, fd)).ReplaceAllLiteralString(text, path)
+		}
+	}
+	name("vars", m.spec.VarsFile)
+	for i := range m.spec.Disks {
+		for _, n := range m.spec.Disks[i].nodes(i) {
+			name(n.name, n.path)
+		}
+	}
+	return text
 }
 
 // launch starts the process and everything that listens to it.
@@ -127,10 +168,14 @@ func (m *Machine) launch(ctx context.Context) error {
 		return err
 	}
 	began := time.Now()
-	m.proc, err = startProcess(m.argv, files, nil)
+	m.proc, err = startProcess(launch{argv: m.argv, files: files, credential: m.opts.Credential, cgroup: m.opts.Cgroup})
 	if err != nil {
 		s.abandon()
 		return err
+	}
+	m.helpers = s.helpers
+	for _, h := range m.helpers {
+		go m.watchHelper(h)
 	}
 	m.record(timeline.Event{At: began, Stage: timeline.Start, Detail: m.describe()})
 	m.console = newConsole(s.console)
@@ -147,6 +192,9 @@ func (m *Machine) launch(ctx context.Context) error {
 			m.onEvent(e)
 		}
 	}()
+	if m.vnc = s.vnc; m.vnc != nil {
+		go m.vnc.serve(m.qmp)
+	}
 	go m.supervise(events)
 	return nil
 }
@@ -170,6 +218,14 @@ func (m *Machine) describe() string {
 // supervise waits for QEMU's end and for the last of what it said.
 func (m *Machine) supervise(events <-chan struct{}) {
 	<-m.proc.done
+	for _, h := range m.helpers {
+		m.complaint = cmp.Or(m.complaint, h.complaint())
+		h.proc.kill()
+		<-h.proc.done
+	}
+	if m.vnc != nil {
+		m.vnc.close()
+	}
 	// What is still in the sockets is read before their end shows; only a
 	// process that inherited them could keep them open.
 	deadline := time.Now().Add(drainTimeout)
@@ -267,6 +323,10 @@ func (m *Machine) onEvent(e event) {
 	var data struct {
 		Guest  bool   `json:"guest"`
 		Reason string `json:"reason"`
+		// Of BLOCK_IO_ERROR:
+		NoSpace bool   `json:"nospace"`
+		Action  string `json:"action"`
+		Node    string `json:"node-name"`
 	}
 	_ = json.Unmarshal(e.Data, &data) // an event without these is handled by its name
 	switch e.Name {
@@ -282,6 +342,10 @@ func (m *Machine) onEvent(e event) {
 		m.mu.Unlock()
 	case "GUEST_PANICKED":
 		m.onPanic("reported through pvpanic")
+	case "BLOCK_IO_ERROR":
+		if data.NoSpace && data.Action == "stop" {
+			m.onFull(data.Node)
+		}
 	case "STOP":
 		m.onStop()
 	}
@@ -294,13 +358,20 @@ func (m *Machine) onStop() {
 	if err != nil {
 		return // QEMU has ended, which says more
 	}
-	switch status {
-	case "internal-error", "io-error":
-		m.mu.Lock()
-		m.broken = status
-		m.mu.Unlock()
-		m.proc.kill()
+	m.mu.Lock()
+	full := m.full
+	m.mu.Unlock()
+	if status == "internal-error" || status == "io-error" && full == "" {
+		m.fail("the guest stands still with " + status)
 	}
+}
+
+// fail ends a machine that cannot go on.
+func (m *Machine) fail(why string) {
+	m.mu.Lock()
+	m.broken = cmp.Or(m.broken, why)
+	m.mu.Unlock()
+	m.proc.kill()
 }
 
 // quit asks QEMU, and not the guest, to end.
@@ -468,7 +539,7 @@ func (m *Machine) judge() Exit {
 	outside := e.Signal == syscall.SIGKILL || e.Signal == syscall.SIGTERM || e.Signal == syscall.SIGINT || e.Signal == syscall.SIGHUP
 	switch {
 	case m.broken != "":
-		e.Reason, e.Detail = Failed, "the guest stands still with "+m.broken
+		e.Reason, e.Detail = Failed, m.broken
 		if line := firstLine(e.Stderr); line != "" {
 			e.Detail += ": " + line
 		}

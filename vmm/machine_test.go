@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -24,22 +25,43 @@ import (
 	"github.com/every-channel/ecboot/internal/timeline"
 )
 
-// helperEnv makes the test binary a program that starts a machine, prints its
-// pid and waits to be killed.
+// helperEnv makes the test binary a program that starts the machine that it
+// holds, prints the process ids of QEMU and its helpers and waits to be killed.
 const helperEnv = "VMM_TEST_START"
 
 func TestMain(m *testing.M) {
-	if os.Getenv(helperEnv) != "" {
-		machine, err := Start(context.Background(), Spec{MemoryMiB: 64}, Options{})
-		if err != nil {
+	if text := os.Getenv(helperEnv); text != "" {
+		if err := startAndWait(text); err != nil {
 			fmt.Println(err)
 			os.Exit(1)
 		}
-		fmt.Println(machine.PID())
-		<-machine.Done()
 		os.Exit(0)
 	}
 	os.Exit(m.Run())
+}
+
+func startAndWait(text string) error {
+	var spec Spec
+	if err := json.Unmarshal([]byte(text), &spec); err != nil {
+		return err
+	}
+	var opts Options
+	if os.Geteuid() == 0 {
+		opts.Credential = nobody // a change of user may lose what kills
+	}
+	m, err := Start(context.Background(), spec, opts)
+	if err != nil {
+		return err
+	}
+	fmt.Print(m.PID())
+	for _, h := range m.helpers {
+		pid := h.proc.cmd.Process.Pid
+		children, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", pid))
+		fmt.Print(" ", pid, " ", strings.TrimSpace(string(children)))
+	}
+	fmt.Println()
+	<-m.Done()
+	return nil
 }
 
 const mac0 = "52:54:00:00:00:01"
@@ -177,7 +199,7 @@ func TestReset(t *testing.T) {
 			again <- struct{}{}
 		}
 	})()
-	if err := m.Execute(t.Context(), "system_reset", nil, nil); err != nil {
+	if err := m.Reset(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	<-again
@@ -498,13 +520,27 @@ func TestStartIsCancelled(t *testing.T) {
 	}
 }
 
-// However we die, QEMU dies too.
+// However we die, QEMU and its helpers die too.
 func TestNoOrphan(t *testing.T) {
 	needQEMU(t)
+	spec := Spec{MemoryMiB: 64, Sandbox: true}
+	want := 1
+	if _, err := exec.LookPath("swtpm"); err == nil {
+		spec.TPM = filepath.Join(t.TempDir(), "tpm")
+		want++
+	}
+	if findVirtiofsd() != "" && os.Geteuid() == 0 {
+		spec.Shares = []Share{{Tag: "share", Path: t.TempDir()}, {Tag: "fixed", Path: t.TempDir(), Driver: ShareVirtiofs, ReadOnly: true}}
+		want += 2
+	}
+	text, err := json.Marshal(spec)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, sig := range []syscall.Signal{syscall.SIGKILL, syscall.SIGTERM} {
 		t.Run(sig.String(), func(t *testing.T) {
 			parent := exec.Command(os.Args[0])
-			parent.Env = append(os.Environ(), helperEnv+"=1")
+			parent.Env = append(os.Environ(), helperEnv+"="+string(text))
 			out, err := parent.StdoutPipe()
 			if err != nil {
 				t.Fatal(err)
@@ -513,20 +549,30 @@ func TestNoOrphan(t *testing.T) {
 				t.Fatal(err)
 			}
 			line, _ := bufio.NewReader(out).ReadString('\n')
-			pid, err := strconv.Atoi(strings.TrimSpace(line))
-			if err != nil {
-				t.Fatalf("the helper says %q", line)
+			pids := strings.Fields(line)
+			var fds []int
+			for _, word := range pids {
+				pid, err := strconv.Atoi(word)
+				if err != nil {
+					t.Fatalf("the helper says %q", line)
+				}
+				fd, err := unix.PidfdOpen(pid, 0)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer unix.Close(fd)
+				fds = append(fds, fd)
 			}
-			fd, err := unix.PidfdOpen(pid, 0)
-			if err != nil {
-				t.Fatal(err)
+			if len(fds) < want {
+				t.Fatalf("processes %q; want %d or more", line, want)
 			}
-			defer unix.Close(fd)
 			if err := parent.Process.Signal(sig); err != nil {
 				t.Fatal(err)
 			}
 			_ = parent.Wait()
-			waitPidfd(t, fd)
+			for _, fd := range fds {
+				waitPidfd(t, fd)
+			}
 		})
 	}
 }

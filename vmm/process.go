@@ -13,26 +13,44 @@ import (
 	"time"
 )
 
-// process is a QEMU that runs. It dies with us, however we die.
+// process is a QEMU or a helper that runs. It dies with us, however we die.
 type process struct {
 	cmd    *exec.Cmd
 	stderr *tail
 	done   chan struct{} // closed when it has been waited for; cmd.ProcessState is set
 }
 
-// startProcess runs argv with the files as descriptors 3 and up. It gets no
-// input, and a process group of its own so that a Ctrl-C on the terminal is
-// not meant for it. Its messages also go to watch, unless that is nil.
-func startProcess(argv []string, files []*os.File, watch io.Writer) (*process, error) {
+// launch is a program to start. It gets no input, and a process group of its own
+// so that a Ctrl-C on the terminal is not meant for it.
+type launch struct {
+	argv       []string
+	files      []*os.File  // descriptors 3 and up
+	watch      io.Writer   // is shown its messages, too; nil: nobody
+	credential *Credential // nil: as this process
+	cgroup     string      // directory of the cgroup that it starts in; empty: this process's
+}
+
+func startProcess(l launch) (*process, error) {
 	p := &process{stderr: &tail{max: 16 << 10}, done: make(chan struct{})}
-	p.cmd = exec.Command(argv[0], argv[1:]...)
-	p.cmd.ExtraFiles = files
+	p.cmd = exec.Command(l.argv[0], l.argv[1:]...)
+	p.cmd.ExtraFiles = l.files
 	p.cmd.Stderr = p.stderr
-	if watch != nil {
-		p.cmd.Stderr = io.MultiWriter(p.stderr, watch)
+	if l.watch != nil {
+		p.cmd.Stderr = io.MultiWriter(p.stderr, l.watch)
 	}
 	p.cmd.WaitDelay = time.Second // a grandchild may hold on to stderr
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	if c := l.credential; c != nil {
+		p.cmd.SysProcAttr.Credential = &syscall.Credential{Uid: c.UID, Gid: c.GID, Groups: c.Groups}
+	}
+	if l.cgroup != "" {
+		dir, err := os.Open(l.cgroup)
+		if err != nil {
+			return nil, fmt.Errorf("cgroup: %w", err)
+		}
+		defer dir.Close()
+		p.cmd.SysProcAttr.UseCgroupFD, p.cmd.SysProcAttr.CgroupFD = true, int(dir.Fd())
+	}
 	started := make(chan error)
 	go func() {
 		// The signal comes when the thread that forked ends, and Go ends

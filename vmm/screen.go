@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"net"
 	"os"
 )
 
@@ -63,4 +65,60 @@ func (m *Machine) Screenshot(ctx context.Context) (png []byte, err error) {
 		return nil, err
 	}
 	return io.ReadAll(io.NewSectionReader(picture, 0, 1<<30))
+}
+
+// screen is the socket on which the machine's screen is shown. QEMU could not
+// make one where its user may not write, so it is made here and QEMU is handed
+// each connection.
+type screen struct{ *net.UnixListener }
+
+// listen makes the socket, in place of one that nobody listens to any more.
+// Only this process's user may connect.
+func listen(path string) (*screen, error) {
+	addr := &net.UnixAddr{Name: path, Net: "unix"}
+	if st, err := os.Lstat(path); err == nil && st.Mode().Type() == fs.ModeSocket {
+		conn, err := net.DialUnix("unix", nil, addr)
+		if err == nil {
+			conn.Close()
+			return nil, fmt.Errorf("VNC: another process listens on %s", path)
+		}
+		os.Remove(path)
+	}
+	l, err := net.ListenUnix("unix", addr)
+	if err != nil {
+		return nil, fmt.Errorf("VNC: %w", err)
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		l.Close()
+		return nil, fmt.Errorf("VNC: %w", err)
+	}
+	return &screen{l}, nil
+}
+
+// close takes the socket away.
+func (s *screen) close() { s.Close() }
+
+// serve hands QEMU each connection until the socket closes.
+func (s *screen) serve(q *qmp) {
+	for {
+		conn, err := s.AcceptUnix()
+		if err != nil {
+			return
+		}
+		_ = handOver(q, conn) // which closes it, if it fails, and the client sees that
+	}
+}
+
+func handOver(q *qmp, conn *net.UnixConn) error {
+	f, err := conn.File()
+	conn.Close()
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	ctx := context.Background()
+	if err := q.send(ctx, "getfd", map[string]any{"fdname": "vnc"}, nil, f); err != nil {
+		return err
+	}
+	return q.execute(ctx, "add_client", map[string]any{"protocol": "vnc", "fdname": "vnc"}, nil)
 }

@@ -23,7 +23,7 @@ type Share struct {
 	Tag      string // at most 31 bytes
 	Path     string // an existing directory
 	Driver   string // ShareVirtiofs, Share9P; empty: virtiofs where virtiofsd is installed and can serve it
-	ReadOnly bool
+	ReadOnly bool   // with virtiofs, what is mounted below Path is not seen
 }
 
 // driver is the one that Start found out, or would like to.

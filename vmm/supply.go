@@ -18,6 +18,8 @@ type supplies struct {
 	files        map[string]*os.File
 	taps         map[string]*os.File // the caller's, who closes them
 	console, qmp net.Conn
+	vnc          *screen
+	helpers      []*helper
 }
 
 // close closes what QEMU was to inherit: it has it now, or never will.
@@ -27,8 +29,15 @@ func (s *supplies) close() {
 	}
 }
 
-// abandon closes our ends, too.
+// abandon closes our ends, too, and ends the helpers.
 func (s *supplies) abandon() {
+	for _, h := range s.helpers {
+		h.proc.kill()
+		<-h.proc.done
+	}
+	if s.vnc != nil {
+		s.vnc.close()
+	}
 	for _, c := range []net.Conn{s.console, s.qmp} {
 		if c != nil {
 			c.Close()
@@ -78,7 +87,52 @@ func (m *Machine) supply(ctx context.Context) (*supplies, error) {
 			return s, fmt.Errorf("disk %d: %w", i, err)
 		}
 	}
-	return s, nil
+	for _, f := range m.spec.openFiles() {
+		file, err := f.open(m.opts.Credential)
+		if err != nil {
+			return s, err
+		}
+		s.files[f.name] = file
+	}
+	for i, nic := range m.spec.NICs {
+		if nic.vhost {
+			f, err := os.OpenFile("/dev/vhost-net", os.O_RDWR, 0)
+			if err != nil {
+				return s, err
+			}
+			s.files[nth("vhost", i)] = f
+		}
+	}
+	return s, s.beside(m.spec, m.opts)
+}
+
+// beside starts what serves the machine beside QEMU.
+func (s *supplies) beside(spec Spec, opts Options) (err error) {
+	if spec.VNC != "" {
+		if s.vnc, err = listen(spec.VNC); err != nil {
+			return err
+		}
+	}
+	if spec.TPM != "" {
+		if err := s.startTPM(spec.TPM, opts); err != nil {
+			return err
+		}
+	}
+	for i := range spec.Shares {
+		share := &spec.Shares[i]
+		if st, err := os.Stat(share.Path); err != nil {
+			return fmt.Errorf("share %d: %w", i, err)
+		} else if !st.IsDir() {
+			return fmt.Errorf("share %d: %s is no directory", i, share.Path)
+		}
+		if share.driver() != ShareVirtiofs {
+			continue
+		}
+		if err := s.startVirtiofsd(share, nth("share", i), opts); err != nil {
+			return fmt.Errorf("share %d: %w", i, err)
+		}
+	}
+	return nil
 }
 
 // addVars opens a machine's variable store, which is made of the template if
@@ -109,9 +163,23 @@ func (s *supplies) addVars(template, path string) error {
 	if err := s.open("vars", path, false); err != nil {
 		return fmt.Errorf("UEFI variables: %w", err)
 	}
+	// QEMU lets machines share flash.
+	if err := claim(s.files["vars"+edit], path); err != nil {
+		return fmt.Errorf("UEFI variables: %w", err)
+	}
 	st, err := s.files["vars"].Stat()
 	if err == nil && st.Size() != int64(len(content)) {
 		err = fmt.Errorf("UEFI variables: %s has %d bytes and is for another firmware, whose variables take %d: move it away, and a new one is made", path, st.Size(), len(content))
+	}
+	return err
+}
+
+// claim makes a file or directory this machine's until all have closed it who
+// inherit it.
+func claim(f *os.File, path string) error {
+	err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return fmt.Errorf("%s is in use by another machine", path)
 	}
 	return err
 }
@@ -188,13 +256,21 @@ func (s *supplies) addTaps(nics []NIC, taps []*os.File) {
 	}
 }
 
-// socketpair returns one end as a file to pass on and one to use.
-func socketpair() (*os.File, net.Conn, error) {
+// connected returns both ends of a connection, as files to pass on.
+func connected() (a, b *os.File, err error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, nil, fmt.Errorf("socketpair: %w", err)
 	}
-	theirs, ours := os.NewFile(uintptr(fds[0]), "qemu"), os.NewFile(uintptr(fds[1]), "vmm")
+	return os.NewFile(uintptr(fds[0]), "theirs"), os.NewFile(uintptr(fds[1]), "ours"), nil
+}
+
+// socketpair returns one end as a file to pass on and one to use.
+func socketpair() (*os.File, net.Conn, error) {
+	theirs, ours, err := connected()
+	if err != nil {
+		return nil, nil, err
+	}
 	conn, err := net.FileConn(ours)
 	ours.Close()
 	if err != nil {
