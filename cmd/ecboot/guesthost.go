@@ -388,12 +388,19 @@ func (h *guestHost) check(g config.DeclaredGuest, p keeper.Plan) (drift []string
 		return nil
 	}
 	for _, nic := range g.NICs {
-		if !g.VM() || nic.Segment == "" {
+		one := h.stack.segment(nic.Segment)
+		if nic.Segment == "" || one == nil {
 			continue
 		}
-		one := h.stack.segment(nic.Segment)
+		mended, err := one.lan.Mend()
+		for _, what := range mended {
+			h.log.Warn("somebody had changed a segment, and it is put right", "segment", nic.Segment, "what", what)
+		}
+		if err != nil {
+			drift = append(drift, fmt.Sprintf("segment %s: %v", nic.Segment, err))
+		}
 		name := linkName(nic)
-		if one == nil || one.lan.Plugged(name) {
+		if !g.VM() || one.lan.Plugged(name) {
 			continue
 		}
 		if err := one.lan.Replug(name); err != nil {

@@ -22,6 +22,7 @@ import (
 	"github.com/every-channel/ecboot/internal/boot"
 	"github.com/every-channel/ecboot/internal/config"
 	declared "github.com/every-channel/ecboot/internal/guest"
+	"github.com/every-channel/ecboot/internal/lan"
 	"github.com/every-channel/ecboot/internal/scope"
 	"github.com/every-channel/ecboot/internal/supervise"
 	"github.com/every-channel/ecboot/internal/timeline"
@@ -150,7 +151,7 @@ func up(ctx context.Context, o upOptions, stderr io.Writer) (err error) {
 		return err
 	}
 	defer lock.Close()
-	if err := sweep(where.Run); err != nil {
+	if err := errors.Join(sweep(where.Run), sweepSegments(runDir, cfg.Segments, log)); err != nil {
 		return err
 	}
 	files, err := prepare(ctx, cfg, log)
@@ -262,6 +263,21 @@ func up(ctx context.Context, o upOptions, stderr io.Writer) (err error) {
 		lose()
 		return nil
 	})
+}
+
+// sweepSegments undoes segments that are declared no longer, unless guests still
+// run on them, and removes links that never came to a guest.
+func sweepSegments(runDir string, segments []config.Segment, log *slog.Logger) error {
+	var names []string
+	for _, s := range segments {
+		names = append(names, s.Name)
+	}
+	err := lan.Sweep(runDir, names...)
+	removed, unused := lan.RemoveUnused()
+	for _, name := range removed {
+		log.Warn("a guest's link that nobody used was left, and is removed", "link", name)
+	}
+	return errors.Join(err, unused)
 }
 
 // bootID is another one after each start of the host.

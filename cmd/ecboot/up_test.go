@@ -243,3 +243,40 @@ func (u *upHost) commandWant(t *testing.T, code int, args []string, parts ...str
 	r.want(t, code, parts...)
 	return r
 }
+
+// What a supervisor that is gone has left of segments and links that nobody
+// declares or uses any more is undone by the next.
+func TestUpUndoesWhatIsDeclaredNoLonger(t *testing.T) {
+	t.Parallel()
+	segment := func(name string) string {
+		return fmt.Sprintf("[segment.%s]\nbridge = \"br-%[1]s\"\naddress = \"10.77.0.1/24\"\nmode = \"off\"\n", name)
+	}
+	u := newUpHost(t, "sweep", segment("old"))
+	s := u.up(t)
+	s.until(t, "10.77.0.1")
+	// The watchdog, too.
+	u.Run(t, "sh", "-c", fmt.Sprintf("kill -9 $(cat /proc/%d/task/*/children)", s.cmd.Process.Pid))
+	s.cmd.Process.Kill()
+	s.cmd.Wait()
+	u.Run(t, "ip", "link", "show", "br-old")
+	u.Run(t, "ip", "link", "add", "nic0", "type", "veth", "peer", "name", "nic1")
+	for _, name := range []string{"vm-left", "other"} {
+		u.Run(t, "ip", "link", "add", "link", "nic0", "name", name, "type", "macvtap", "mode", "bridge")
+	}
+	u.Run(t, "ip", "link", "set", "vm-left", "alias", "ecboot guest")
+
+	u.write(t, segment("new"))
+	s = u.up(t)
+	s.until(t, "link=vm-left")
+	s.until(t, "10.77.0.1")
+	links := u.Run(t, "ip", "-o", "link")
+	for name, want := range map[string]bool{"br-old": false, "br-new": true, "vm-left": false, "other": true} {
+		if strings.Contains(links, name) != want {
+			t.Errorf("%s is there: %v, want %v", name, !want, want)
+		}
+	}
+	s.cmd.Process.Signal(syscall.SIGTERM)
+	if code := s.end(t); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+}

@@ -134,10 +134,11 @@ func errInUse(name string) error {
 	if err != nil {
 		return nil
 	}
-	path := devicePath(link)
+	// By its last part: a process may see another /dev.
+	device := filepath.Base(devicePath(link))
 	files, _ := filepath.Glob("/proc/[0-9]*/fd/*")
 	for _, file := range files {
-		if to, err := os.Readlink(file); err == nil && to == path {
+		if to, err := os.Readlink(file); err == nil && filepath.Base(to) == device {
 			pid, _ := strconv.Atoi(strings.Split(file, "/")[2])
 			return fmt.Errorf("%s with the address %s has a guest already: process %s", name, link.Attrs().HardwareAddr, process{PID: pid})
 		}

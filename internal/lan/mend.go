@@ -13,14 +13,21 @@ import (
 )
 
 // Mend makes again what others have undone since, such as a bridge that somebody
-// deleted, and says what that was. Ports are not looked after: see Plugged. When
-// the servers' link itself was made anew, sockets on it are dead and so are the
-// servers.
+// deleted, and says what that was. Ports are not looked after: see Plugged.
 func (s *Segment) Mend() (mended []string, err error) {
+	mended, anew, err := s.mend()
+	if anew[s.opened.Link] {
+		mended = append(mended, "servers on "+s.opened.Link+" hear nothing until they are started again")
+	}
+	return mended, err
+}
+
+// mend also returns the links that have nothing of what they had.
+func (s *Segment) mend() (mended []string, anew map[string]bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var errs []error
-	anew := map[string]bool{} // links that have nothing of what they had
+	anew = map[string]bool{}
 	for _, c := range s.made {
 		if c.Op == opMacvtap || !c.whole() || !anew[c.affects()] && !anew[c.On] && c.holds() {
 			continue
@@ -47,7 +54,7 @@ func (s *Segment) Mend() (mended []string, err error) {
 			s.link = link
 		}
 	}
-	return mended, errors.Join(errs...)
+	return mended, anew, errors.Join(errs...)
 }
 
 // inheritOld gives a link those settings of the other that it had before the

@@ -47,7 +47,7 @@ func takeOver(cfg Config) (*Segment, error) {
 	if s == nil {
 		return nil, errors.Join(err, dog.release())
 	}
-	mended, err := s.Mend()
+	mended, _, err := s.mend()
 	link, gone := netlink.LinkByName(s.opened.Link)
 	if gone == nil && err == nil {
 		err = s.checkAddress(link)
