@@ -48,6 +48,9 @@ func Spawn(ctx context.Context, plan Plan, opts SpawnOptions) (_ *Client, err er
 			tap.Close()
 		}
 	}()
+	if os.Getenv(keeperVar) != "" {
+		return nil, errors.New("this process was to be a keeper: call RunKeeper first in main") // or each would spawn another
+	}
 	plan.Schema = Schema
 	if opts.Dir, err = filepath.Abs(opts.Dir); err != nil {
 		return nil, err
