@@ -24,7 +24,6 @@ type guest interface {
 	Exit() Exit // once it is done
 	Reset(context.Context) error
 	Screenshot(context.Context) (png []byte, err error)
-	Resize(columns, rows uint16) error // of the console
 }
 
 // launch starts the guest of a plan.
@@ -83,8 +82,6 @@ func exitOfMachine(e vmm.Exit) Exit {
 	}
 }
 
-func (m machine) Resize(uint16, uint16) error { return errors.New("a serial console has no size") }
-
 // container is a guest that nspawn runs.
 type container struct {
 	*nspawn.Container
@@ -97,6 +94,9 @@ func launchContainer(ctx context.Context, p Plan, events *timeline.Recorder, log
 	box, err := nspawn.Start(ctx, *p.Container, nspawn.Options{Cache: p.Cache, Cgroup: p.Cgroup, Log: log, Grace: p.grace()})
 	if err != nil {
 		return nil, err
+	}
+	if err := box.Resize(80, 24); err != nil { // programs do strange things on a screen without lines
+		log.Warn("the console's size", "err", err)
 	}
 	events.Record(timeline.Event{At: began, Machine: p.Machine, Stage: timeline.Start, Detail: "container"})
 	c := &container{Container: box, console: vmm.NewConsole(box.Console()), done: make(chan struct{})}

@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/url"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -158,7 +157,7 @@ func (c *Client) Screenshot(ctx context.Context) (png []byte, err error) {
 }
 
 // Log returns the last lines of text on the console, those of earlier runs
-// included if the plan has a log.
+// included if the plan has a log; 0 are all that are kept.
 func (c *Client) Log(ctx context.Context, lines int) (text []byte, err error) {
 	if c.plan.LogFile != "" {
 		return ReadLog(c.plan.LogFile, lines)
@@ -223,13 +222,6 @@ type console struct {
 
 // History is how many of the bytes that are read first are of the past.
 func (c *console) History() int { return c.history }
-
-// Resize tells a container how large the terminal is that its console is shown
-// on.
-func (c *Client) Resize(ctx context.Context, columns, rows uint16) error {
-	q := url.Values{"columns": {strconv.Itoa(int(columns))}, "rows": {strconv.Itoa(int(rows))}}
-	return c.ask(ctx, http.MethodPost, "/v1/console/size?"+q.Encode(), nil)
-}
 
 // ask is call for what is answered at once.
 func (c *Client) ask(ctx context.Context, method, path string, into any) error {

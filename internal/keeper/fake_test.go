@@ -118,10 +118,6 @@ func (f *fake) Reset(context.Context) error {
 	return nil
 }
 func (f *fake) Screenshot(context.Context) ([]byte, error) { return []byte("\x89PNG"), nil }
-func (f *fake) Resize(columns, rows uint16) error {
-	fmt.Fprintf(f.conn, "fake: is %d by %d\r\n", columns, rows)
-	return nil
-}
 
 // Stop is what a guest does that has an ear for it, unless it is deaf.
 func (f *fake) Stop(context.Context) string {

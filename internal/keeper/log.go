@@ -89,7 +89,8 @@ func (r *rotatingFile) Close() error {
 const maxTail = 2 << 20 // bytes
 
 // ReadLog returns the last lines of text in a console's log that are not blank,
-// those of earlier runs included. A log that is missing is empty.
+// those of earlier runs included; 0 are all that are kept, but no more than some
+// megabytes. A log that is missing is empty.
 func ReadLog(path string, lines int) ([]byte, error) {
 	var raw []byte
 	for _, name := range []string{path + ".1", path} {
@@ -106,7 +107,10 @@ func ReadLog(path string, lines int) ([]byte, error) {
 		}
 	})
 	_, _ = split.Write(append(raw, '\n')) // a last line that has not ended counts
-	return []byte(strings.Join(text[max(0, len(text)-max(0, lines)):], "")), nil
+	if lines > 0 {
+		text = text[max(0, len(text)-lines):]
+	}
+	return []byte(strings.Join(text, "")), nil
 }
 
 func readEnd(path string) ([]byte, error) {

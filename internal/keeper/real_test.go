@@ -218,11 +218,8 @@ func TestContainerOutlivesItsParent(t *testing.T) {
 	c := adopt(t, dir)
 	reader, writer := attach(t, c, false), attach(t, c, true)
 	reader.expect(t, "init: ready")
-	if err := c.Resize(t.Context(), 132, 50); err != nil {
-		t.Error(err)
-	}
 	writer.tell(t, "echo size: $(stty size)")
-	reader.expect(t, "size: 50 132")
+	reader.expect(t, "size: 24 80")
 	if err := c.Reset(t.Context()); err == nil || err.Error() != "a container has no reset button: restart it" {
 		t.Errorf("reset: %v", err)
 	}
@@ -300,9 +297,6 @@ func TestMachineThatDoesNotListen(t *testing.T) {
 	}
 	if png, err := c.Screenshot(patient(t)); !bytes.HasPrefix(png, []byte("\x89PNG")) || err != nil {
 		t.Errorf("screenshot of %d bytes, %v", len(png), err)
-	}
-	if err := c.Resize(t.Context(), 80, 25); err == nil || err.Error() != "a serial console has no size" {
-		t.Errorf("resize: %v", err)
 	}
 	if how, err := c.Stop(patient(t)); how != string(vmm.StoppedQuit) || err != nil {
 		t.Errorf("stopped %q, %v", how, err)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net"
 	"net/http"
 	"os"
@@ -24,13 +25,9 @@ const protocol = "ecboot-console"
 // historyHeader is how many bytes of what a console sends are of the past.
 const historyHeader = "Ecboot-History"
 
-const (
-	// stallTimeout is how long a client may leave the console's output unread
-	// before it is dropped.
-	stallTimeout = 30 * time.Second
-	// maxLines is how many lines of text can be asked for.
-	maxLines = 10000
-)
+// stallTimeout is how long a client may leave the console's output unread before
+// it is dropped.
+const stallTimeout = 30 * time.Second
 
 // failure is the answer to what cannot be done.
 type failure struct {
@@ -59,7 +56,6 @@ func (k *keeper) server() *http.Server {
 	mux.HandleFunc("GET /v1/log", k.withGuest(k.serveLog))
 	mux.HandleFunc("GET /v1/events", k.serveEvents)
 	mux.HandleFunc("GET /v1/console", k.withGuest(k.serveConsole))
-	mux.HandleFunc("POST /v1/console/size", k.withGuest(k.serveResize))
 	return &http.Server{
 		Handler: http.MaxBytesHandler(mux, 4<<10), ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: 16 << 10,
 		ErrorLog: slog.NewLogLogger(k.log.Handler(), slog.LevelWarn),
@@ -165,9 +161,12 @@ func (k *keeper) serveScreenshot(w http.ResponseWriter, r *http.Request) {
 
 func (k *keeper) serveLog(w http.ResponseWriter, r *http.Request) {
 	n, err := strconv.Atoi(r.URL.Query().Get("lines"))
-	if err != nil || n < 1 || n > maxLines {
-		answer(w, fmt.Errorf("lines: use 1 to %d", maxLines))
+	if err != nil || n < 0 {
+		answer(w, errors.New("lines: use a number of lines, or 0 for all"))
 		return
+	}
+	if n == 0 {
+		n = math.MaxInt
 	}
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	for _, line := range k.guest.Console().Tail(n) {
@@ -286,15 +285,4 @@ func (k *keeper) leaveWriter() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.writing = false
-}
-
-func (k *keeper) serveResize(w http.ResponseWriter, r *http.Request) {
-	columns, err := strconv.ParseUint(r.URL.Query().Get("columns"), 10, 16)
-	if err == nil {
-		var rows uint64
-		if rows, err = strconv.ParseUint(r.URL.Query().Get("rows"), 10, 16); err == nil {
-			err = k.guest.Resize(uint16(columns), uint16(rows))
-		}
-	}
-	answer(w, err)
 }
