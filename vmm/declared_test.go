@@ -379,8 +379,12 @@ func TestUEFIKeepsItsVariables(t *testing.T) {
 	}
 	dir := t.TempDir()
 	vars := filepath.Join(dir, "guest", "vars.fd")
-	spec := Spec{UEFI: uefi, MemoryMiB: 256, VarsFile: vars}
-	m, _ := start(t, spec, Options{})
+	spec := Spec{UEFI: uefi, MemoryMiB: 256, VarsFile: vars, Sandbox: true}
+	var opts Options
+	if os.Geteuid() == 0 {
+		opts.Credential = nobody
+	}
+	m, _ := start(t, spec, opts)
 	expect(t, m, "BdsDxe: (loading|starting|failed)")
 	if _, err := Start(t.Context(), spec, Options{}); err == nil || !strings.Contains(err.Error(), vars+" is in use by another machine") {
 		t.Errorf("variables are shared: %v", err)
@@ -443,5 +447,46 @@ func TestWithKVM(t *testing.T) {
 		if err != nil && !strings.Contains(err.Error(), want) || err == nil && fmt.Sprint(c.Groups) != want {
 			t.Errorf("%o: %+v, %v; want %s", mode, c, err, want)
 		}
+	}
+}
+
+// Every device exists on the machines that may have it.
+func TestOtherMachines(t *testing.T) {
+	needQEMUImg(t)
+	need(t, "swtpm", "swtpm")
+	dir := t.TempDir()
+	cd, disk := filepath.Join(dir, "cd.iso"), Disk{Path: filepath.Join(dir, "disk"), Size: 1 << 20, Bus: BusSCSI}
+	if err := os.WriteFile(cd, make([]byte, 64<<10), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ensure(t, disk)
+	shares := []Share{{Tag: "9p", Path: dir, Driver: Share9P}}
+	if findVirtiofsd() != "" && os.Geteuid() == 0 {
+		shares = append(shares, Share{Tag: "fs", Path: dir})
+	}
+	for _, spec := range []Spec{
+		{Machine: "pc", TPM: filepath.Join(dir, "pc"), VNC: filepath.Join(dir, "vnc")},
+		{Machine: "microvm", Kernel: kernel(t)},
+		{Arch: ArchARM64, TPM: filepath.Join(dir, "arm"), VNC: filepath.Join(dir, "vnc")},
+	} {
+		if spec.Arch == ArchARM64 {
+			uefi, err := FindUEFI(Wanted{Arch: ArchARM64})
+			if _, none := findQEMU("", ArchARM64); err != nil || none != nil {
+				t.Log("no arm64 here: ", err, none)
+				continue
+			}
+			spec.UEFI = uefi
+		}
+		spec.MemoryMiB, spec.Sandbox, spec.Shares = 256, true, shares
+		spec.Disks = []Disk{disk, {Path: cd, CDROM: true}}
+		spec.NICs = []NIC{{MAC: mac1, User: true}}
+		m, _ := start(t, spec, Options{})
+		if spec.VNC != "" {
+			if _, err := m.Screenshot(t.Context()); err != nil {
+				t.Errorf("%s: %v", m.describe(), err)
+			}
+		}
+		m.Kill()
+		<-m.Done()
 	}
 }

@@ -11,13 +11,16 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/every-channel/ecboot/internal/timeline"
 )
 
 // guest is a machine that runs testdata/guest.
 type guest struct {
 	*Machine
-	t    *testing.T
-	said int // commands so far
+	t      *testing.T
+	events *timeline.Recorder
+	said   int // commands so far
 }
 
 // buildInit builds the guests' program once.
@@ -79,9 +82,9 @@ func boot(t *testing.T, spec Spec, opts Options) *guest {
 		spec.MemoryMiB = 256
 	}
 	spec.Append = "console=ttyS0 panic=-1"
-	m, _ := start(t, spec, opts)
+	m, events := start(t, spec, opts)
 	expect(t, m, "^guest is ready$")
-	return &guest{Machine: m, t: t}
+	return &guest{Machine: m, t: t, events: events}
 }
 
 // do has the guest run a command and returns the outcome, "ok …" or "error …".
@@ -136,5 +139,8 @@ func TestMicroVM(t *testing.T) {
 	}
 	if e := g.Exit(); e.Reason != GuestShutdown {
 		t.Errorf("exit %+v", e)
+	}
+	if got := stages(g.events); !slices.Equal(got, []timeline.Stage{timeline.Start, timeline.Linux, timeline.Exit}) || g.events.Events(mac0)[0].Detail != "microvm, tcg" {
+		t.Errorf("events %+v", g.events.Events(mac0))
 	}
 }

@@ -44,11 +44,11 @@ func readImage(r io.ReaderAt, size int64) (image, error) {
 	if version == 3 && be.Uint64(h[72:])&(1<<2) != 0 {
 		return image{}, fmt.Errorf("it keeps its data in another file: turn it into a plain image (qemu-img convert)")
 	}
-	if offset := int64(be.Uint64(h[8:])); offset != 0 {
-		name := make([]byte, be.Uint32(h[16:])&1023) // the most that there may be
-		if offset < 0 {
+	if offset, length := int64(be.Uint64(h[8:])), be.Uint32(h[16:]); offset != 0 {
+		if offset < 0 || length == 0 || length > 1023 {
 			return image{}, fmt.Errorf("its qcow2 header is broken")
 		}
+		name := make([]byte, length)
 		if _, err := r.ReadAt(name, offset); err != nil {
 			return image{}, fmt.Errorf("its qcow2 header is broken: %w", err)
 		}

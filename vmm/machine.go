@@ -65,7 +65,7 @@ type Machine struct {
 	done    chan struct{}
 
 	mu       sync.Mutex
-	firmware bool   // it has given a sign of life since the last reset
+	firmware bool   // it has given a sign of life since the last reset, or there is none
 	linux    bool   // a kernel runs since the last reset
 	panicked bool   // the kernel has given up
 	panic    string // and said this
@@ -108,7 +108,7 @@ func Start(ctx context.Context, spec Spec, opts Options) (*Machine, error) {
 			return nil, err
 		}
 	}
-	m := &Machine{opts: opts, spec: spec, argv: argv, done: make(chan struct{})}
+	m := &Machine{opts: opts, spec: spec, argv: argv, done: make(chan struct{}), firmware: spec.microvm()}
 	if err := m.launch(ctx); err != nil {
 		return nil, err
 	}
@@ -208,11 +208,14 @@ func (m *Machine) begin(ctx context.Context) error {
 }
 
 func (m *Machine) describe() string {
-	firmware := "BIOS"
-	if m.spec.UEFI != (UEFI{}) {
-		firmware = "UEFI"
+	firmware := ", BIOS, "
+	switch {
+	case m.spec.UEFI != (UEFI{}):
+		firmware = ", UEFI, "
+	case m.spec.microvm():
+		firmware = ", "
 	}
-	return m.spec.machine() + ", " + firmware + ", " + string(m.spec.accel())
+	return m.spec.machineType() + firmware + string(m.spec.accel())
 }
 
 // supervise waits for QEMU's end and for the last of what it said.
@@ -333,7 +336,7 @@ func (m *Machine) onEvent(e event) {
 	case "RESET":
 		m.mu.Lock()
 		m.resets++
-		m.firmware, m.linux = false, false
+		m.firmware, m.linux = m.spec.microvm(), false
 		m.mu.Unlock()
 		m.opts.Log.Info("machine was reset", "machine", m.opts.Machine, "by", data.Reason)
 	case "SHUTDOWN":

@@ -327,13 +327,16 @@ func newTap() (*os.File, error) {
 }
 
 func TestNICBootsAndIsCaptured(t *testing.T) {
-	pcap := filepath.Join(t.TempDir(), "a,b.pcap")
-	m, _ := start(t, Spec{MemoryMiB: 128, NICs: []NIC{{MAC: mac2, BootIndex: 1, Pcap: pcap}}}, Options{SkipBanner: true, Taps: []*os.File{tap(t)}})
-	expect(t, m, regexp.QuoteMeta("Configuring (net0 "+mac2.String()+")..."))
-	// The first packet follows this line at any time.
-	awaitContent(t, pcap, mac2)
-	m.Kill()
-	<-m.Done()
+	for _, user := range []*Credential{nil, nobody} { // making a tap needs root anyway
+		pcap := filepath.Join(t.TempDir(), "a,b.pcap")
+		m, _ := start(t, Spec{MemoryMiB: 128, Sandbox: true, NICs: []NIC{{MAC: mac2, BootIndex: 1, Pcap: pcap}}},
+			Options{SkipBanner: true, Credential: user, Taps: []*os.File{tap(t)}})
+		expect(t, m, regexp.QuoteMeta("Configuring (net0 "+mac2.String()+")..."))
+		// The first packet follows this line at any time.
+		awaitContent(t, pcap, mac2)
+		m.Kill()
+		<-m.Done()
+	}
 }
 
 // awaitContent waits until a file that is being written contains want.
