@@ -18,6 +18,7 @@ type guest interface {
 	Command() []string
 	Console() *vmm.Console
 	State(context.Context) string
+	Trouble() string                   // why it waits for its host; empty: it does not
 	Stop(context.Context) (how string) // graceful, then firm
 	Kill()
 	Done() <-chan struct{}
@@ -88,6 +89,9 @@ type container struct {
 	console *vmm.Console
 	done    chan struct{} // closed when its console has been read to the end, too
 }
+
+// Trouble is nothing: a container feels a full disk by itself.
+func (c *container) Trouble() string { return "" }
 
 func launchContainer(ctx context.Context, p Plan, events *timeline.Recorder, log *slog.Logger) (guest, error) {
 	began := time.Now()

@@ -111,6 +111,7 @@ func (f *fake) PID() int                     { return os.Getpid() }
 func (f *fake) Command() []string            { return []string{"fake", f.plan.Name} }
 func (f *fake) Console() *vmm.Console        { return f.console }
 func (f *fake) State(context.Context) string { return "running" }
+func (f *fake) Trouble() string              { return "" }
 func (f *fake) Done() <-chan struct{}        { return f.done }
 func (f *fake) Exit() Exit                   { return f.exit }
 func (f *fake) Reset(context.Context) error {

@@ -130,6 +130,7 @@ type Status struct {
 	Keeper, PID int // process ids of the keeper and of QEMU or nspawn; PID is 0 while it starts
 	Since       time.Time
 	State       string
+	Trouble     string // why the guest waits for its host, such as a full disk; empty: it does not
 	Ready       bool
 	Command     []string
 	Plan        Plan

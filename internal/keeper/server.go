@@ -119,7 +119,7 @@ func (k *keeper) serveStatus(w http.ResponseWriter, r *http.Request) {
 	case stopping:
 		st.State = "stopping"
 	case st.PID != 0:
-		st.State = k.guest.State(r.Context())
+		st.State, st.Trouble = k.guest.State(r.Context()), k.guest.Trouble()
 	}
 	answerJSON(w, st)
 }

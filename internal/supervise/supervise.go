@@ -588,8 +588,8 @@ func (s *Supervisor) save() {
 	}
 }
 
-// Check mends what has come loose of guests that run, and keeps what it could
-// not mend for List.
+// Check mends what has come loose of guests that run, and keeps for List what it
+// could not mend and what they wait for.
 func (s *Supervisor) Check() {
 	type job struct {
 		g     *guest
@@ -599,13 +599,19 @@ func (s *Supervisor) Check() {
 	var jobs []job
 	s.mu.Lock()
 	for _, g := range s.guests {
-		if g.run != nil && g.Guest.Check != nil {
+		if g.run != nil {
 			jobs = append(jobs, job{g, g.run, g.Guest.Check})
 		}
 	}
 	s.mu.Unlock()
 	for _, j := range jobs {
-		drift := j.check(j.r.plan)
+		var drift []string
+		if j.check != nil {
+			drift = j.check(j.r.plan)
+		}
+		if st, err := j.r.Status(s.ctx); err == nil && st.Trouble != "" { // one that cannot answer has ended
+			drift = append(drift, st.Trouble)
+		}
 		s.mu.Lock()
 		if j.g.run == j.r {
 			for _, d := range drift {
