@@ -259,13 +259,14 @@ const retryFull = 5 * time.Second
 func (m *Machine) onFull(disk string) {
 	path := disk
 	for i := range m.spec.Disks {
-		if d := &m.spec.Disks[i]; nth("disk", i) == disk {
-			path = cmp.Or(d.Path, d.Base)
+		if nth("disk", i) == disk {
+			path = cmp.Or(m.spec.Disks[i].Path, scratchDir)
 		}
 	}
 	m.mu.Lock()
 	first := m.full == ""
 	m.full = path
+	m.pauses++
 	m.mu.Unlock()
 	if first {
 		m.opts.Log.Error("machine is paused: the host's disk is full", "machine", m.opts.Machine, "image", path)
@@ -276,19 +277,32 @@ func (m *Machine) onFull(disk string) {
 // awaitRoom lets the guest try again until it gets on.
 func (m *Machine) awaitRoom() {
 	for !m.wait(context.Background(), retryFull) {
+		m.mu.Lock()
+		pauses := m.pauses
+		m.mu.Unlock()
 		status, err := m.Status(context.Background())
-		switch {
-		case err != nil:
-			return
-		case status != "io-error":
-			m.mu.Lock()
-			m.full = ""
-			m.mu.Unlock()
+		if err == nil && status == "io-error" {
+			err = m.qmp.execute(context.Background(), "cont", nil, nil)
+		}
+		if err != nil {
+			return // QEMU has ended
+		}
+		if status != "io-error" && m.gotOn(pauses) {
 			m.opts.Log.Info("machine goes on: there is room again", "machine", m.opts.Machine)
 			return
 		}
-		_ = m.qmp.execute(context.Background(), "cont", nil, nil) // if it fails, QEMU has ended
 	}
+}
+
+// gotOn ends the trouble, unless it has come back since so many pauses.
+func (m *Machine) gotOn(pauses int) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.pauses != pauses {
+		return false
+	}
+	m.full = ""
+	return true
 }
 
 // Trouble says why a machine that has not ended stands still, or nothing.

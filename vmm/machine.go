@@ -72,6 +72,7 @@ type Machine struct {
 	shutdown string // the reason in QEMU's SHUTDOWN event
 	broken   string // why the machine cannot go on
 	full     string // image for which the host has no room; empty: there is room
+	pauses   int    // for want of room
 	killed   bool   // by Kill
 	resets   int
 	exit     Exit // valid once done is closed

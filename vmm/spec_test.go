@@ -184,7 +184,7 @@ func TestSpecSurvivesJSON(t *testing.T) {
 }
 
 func TestCheckExtra(t *testing.T) {
-	for _, arg := range []string{"-S", "-qmp", "--mon", "-daemonize", "-no-reboot", "-sandbox", "-runas", "-chroot", "-pidfile", "-name", "-machine", "-m", "-smp", "-M", "-vnc", "-serial"} {
+	for _, arg := range []string{"-S", "-qmp", "--mon", "-daemonize", "-no-reboot", "-sandbox", "-runas", "-chroot", "-pidfile", "-name", "-machine", "-m", "-smp", "-M", "-vnc", "-serial", "-no-shutdown", "-readconfig"} {
 		if err := CheckExtra([]string{"-device", "usb-ehci", arg, "x"}); err == nil || !strings.HasPrefix(err.Error(), arg+": ") {
 			t.Errorf("%s: %v", arg, err)
 		}

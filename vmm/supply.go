@@ -229,9 +229,12 @@ func (s *supplies) addDisk(ctx context.Context, d *Disk, i int) error {
 	return err
 }
 
+// scratchDir is for what is large and goes again.
+const scratchDir = "/var/tmp"
+
 // scratch makes a file without a name, beside path if that is not empty.
 func scratch(path string) (*os.File, error) {
-	dir := "/var/tmp" // what is large and goes again
+	dir := scratchDir
 	if path != "" {
 		dir = filepath.Dir(path)
 		if err := os.MkdirAll(dir, 0o755); err != nil {
