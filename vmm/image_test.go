@@ -50,7 +50,7 @@ func TestEnsureDisk(t *testing.T) {
 		backingFormat string
 	}{
 		{Disk{Path: "new/a, b:c.qcow2", Size: 1 << 30}, "qcow2", 1 << 30, ""},
-		{Disk{Path: "raw", Format: FormatRaw, Size: 1 << 30}, "raw", 1 << 30, ""},
+		{Disk{Path: "raw", Format: FormatRaw, Size: 1 << 24}, "raw", 1 << 24, ""},
 		{Disk{Path: "overlay", Base: base}, "qcow2", 3 << 20, "raw"},
 		{Disk{Path: "larger", Base: base, Size: 1 << 30}, "qcow2", 1 << 30, "raw"},
 	} {
