@@ -78,10 +78,10 @@ func openSupervisor(ctx context.Context) (*supervisor, error) {
 // upSocket is where 'ecboot up' listens. Who runs none asks the machine's.
 func upSocket() string {
 	own := filepath.Join(userDirs().Run, upName, api.SocketName)
-	if _, err := os.Lstat(own); errors.Is(err, fs.ErrNotExist) {
-		return filepath.Join(rootDirs().Run, upName, api.SocketName)
+	if _, err := os.Lstat(own); err == nil {
+		return own
 	}
-	return own
+	return filepath.Join(rootDirs().Run, upName, api.SocketName)
 }
 
 // notOperator says who may use the socket at path, and how to become one.
@@ -238,7 +238,7 @@ func newGuestListCommand() *cobra.Command {
 				}
 				fmt.Fprintln(w, "NAME\tBACKEND\tSTATE\tSINCE\tRESTARTS\tADDRESS\tNOTE")
 				for _, g := range s.guests {
-					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\t%s\n", g.Name, g.Backend, g.State, ago(g.Since), g.Restarts, dash(strings.Join(g.Addresses, ",")), dash(guestNote(g)))
+					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\t%s\n", g.Name, g.Backend, g.State, ago(g.Since), g.Restarts, guestAddresses(g), dash(guestNote(g)))
 				}
 			})
 		},
@@ -260,10 +260,19 @@ func guestNote(g api.Guest) string {
 		return g.Drift[0]
 	case len(g.Drift) > 1:
 		return fmt.Sprintf("%s, and %d more: 'ecboot guest show %s'", g.Drift[0], len(g.Drift)-1, g.Name)
-	case g.State == api.Stopped:
-		return g.LastExit
+	case g.State == api.Stopped && g.LastExit != "":
+		return "last exit: " + g.LastExit
 	}
 	return ""
+}
+
+// guestAddresses are in parentheses while nobody is there.
+func guestAddresses(g api.Guest) string {
+	list := strings.Join(g.Addresses, ",")
+	if list != "" && !hasConsole(g) {
+		return "(" + list + ")"
+	}
+	return dash(list)
 }
 
 // ago is a time that has passed, short enough for a table.

@@ -97,7 +97,7 @@ func (f *fakeUp) List() []api.Guest {
 func (f *fakeUp) Start(_ context.Context, name string) error {
 	f.did(name, "start")
 	if name == "old" {
-		return errors.New("disk /srv/old.raw: no such file")
+		return errors.New("guest old: disk /srv/old.raw: no such file")
 	}
 	return nil
 }
@@ -170,7 +170,7 @@ func fakeGuests() []api.Guest {
 		},
 		{Name: "web", Backend: "microvm", State: api.Waiting, LastExit: "the kernel panicked", NextStart: time.Now().Add(time.Hour), MACs: []boot.MAC{}, Addresses: []string{}, Drift: []string{}, NICs: []api.NIC{}, Disks: []api.Disk{}},
 		{Name: "box", Backend: "container", State: api.Running, Since: long, Addresses: []string{"10.77.0.51"}},
-		{Name: "old", Backend: "qemu", State: api.Stopped, LastExit: "it switched itself off"},
+		{Name: "old", Backend: "qemu", State: api.Stopped, LastExit: "it switched itself off", Addresses: []string{"10.77.0.9"}},
 	}
 }
 
@@ -186,10 +186,10 @@ func TestGuestVerbs(t *testing.T) {
 		calls string
 	}{
 		{"list", []string{"list"}, 0, []string{
-			"NAME  BACKEND    STATE    SINCE  RESTARTS  ADDRESS     NOTE\n",
-			"db    qemu       running  2d     2         10.77.0.50  memory is 1G, declared is 2G\n",
-			"web   microvm    waiting  -      0         -           the kernel panicked; started again in ",
-			"old   qemu       stopped  -      0         -           it switched itself off\n"}, ""},
+			"NAME  BACKEND    STATE    SINCE  RESTARTS  ADDRESS      NOTE\n",
+			"db    qemu       running  2d     2         10.77.0.50   memory is 1G, declared is 2G\n",
+			"web   microvm    waiting  -      0         -            the kernel panicked; started again in ",
+			"old   qemu       stopped  -      0         (10.77.0.9)  last exit: it switched itself off\n"}, ""},
 		{"list for programs", []string{"list", "-o", "json"}, 0, []string{`"schema": 1`, `"guests": [`, `"state": "running"`, `"next_start": "`}, ""},
 		{"list takes nothing", []string{"list", "db"}, 2, []string{`"db"`}, ""},
 		{"list in no form", []string{"list", "-o", "xml"}, 2, []string{"want text or json"}, ""},
@@ -234,6 +234,8 @@ func TestGuestVerbs(t *testing.T) {
 		{"console of nobody", []string{"console", "nobody"}, 2, []string{"there is no guest nobody"}, ""},
 		{"console of two", []string{"console", "db", "web"}, 2, []string{"accepts 1 arg"}, ""},
 
+		{"the command of nobody", []string{"exec-args", "nobody"}, 2, []string{"there is no guest nobody", "[guest.nobody]"}, ""},
+		{"the command of what", []string{"exec-args"}, 2, []string{"accepts 1 arg"}, ""},
 		{"screenshot", []string{"screenshot", "db", filepath.Join(dir, "db.png")}, 0, []string{"db: 1×1 to "}, "db screenshot"},
 		{"screenshot for programs", []string{"screenshot", "db", filepath.Join(dir, "db.png"), "-o", "json"}, 0, []string{`"width": 1`, `"file": "` + dir}, "db screenshot"},
 		{"screenshot through a pipe", []string{"screenshot", "db", "-"}, 0, []string{"PNG"}, "db screenshot"},

@@ -112,7 +112,7 @@ func (v powerVerb) run(ctx context.Context, s *supervisor, guests []api.Guest, s
 		r := guestResult{Name: guests[i].Name, Done: v.done}
 		how, err := v.do(ctx, s, r.Name)
 		if r.How = how; err != nil {
-			r.Done, r.Error = "", err.Error()
+			r.Done, r.Error = "", strings.TrimPrefix(err.Error(), "guest "+r.Name+": ")
 			if ctx.Err() != nil {
 				r.Error = "interrupted; it goes on without you, 'ecboot guest list' shows how far it is"
 			}
