@@ -3,7 +3,9 @@ package main
 import (
 	"errors"
 	"fmt"
+	"slices"
 
+	"github.com/every-channel/ecboot/internal/boot"
 	"github.com/every-channel/ecboot/internal/config"
 	"github.com/every-channel/ecboot/internal/nspawn"
 	"github.com/every-channel/ecboot/internal/zfs"
@@ -13,18 +15,17 @@ import (
 // guestComplaints is what the packages that run guests know of a configuration
 // and config does not.
 func guestComplaints(c *config.Config) (list []config.Complaint) {
-	var datasets []zfs.Entry
 	for _, g := range c.Guests {
 		for i, arg := range g.Extra {
-			if what := contradicts(g, arg); what != "" {
-				list = append(list, config.Complaint{Key: fmt.Sprintf("%s[%d]", config.KeyPath("guest", g.Name, "extra"), i), What: what})
+			if err := checkExtra(g, arg); err != nil {
+				list = append(list, config.Complaint{Key: fmt.Sprintf("%s[%d]", config.KeyPath("guest", g.Name, "extra"), i), What: err.Error()})
 			}
 		}
-		for _, z := range g.ZFS {
-			datasets = append(datasets, zfs.Entry{Guest: g.Name, Name: z.Guest, Pool: z.Pool, Dataset: z.Dataset, HostMountpoint: z.HostMountpoint})
+		if err := checkPlan(g); err != nil {
+			list = append(list, config.Complaint{Key: config.KeyPath("guest", g.Name), What: err.Error()})
 		}
 	}
-	_, err := zfs.NewPlan(datasets)
+	_, err := zfs.NewPlan(zfsEntries(c.Guests))
 	var mistakes zfs.Mistakes
 	if errors.As(err, &mistakes) {
 		for _, m := range mistakes {
@@ -38,17 +39,40 @@ func guestComplaints(c *config.Config) (list []config.Complaint) {
 	return list
 }
 
-// contradicts says why a guest cannot have an extra argument.
-func contradicts(g config.DeclaredGuest, arg string) string {
-	var err error
+// checkExtra says why a guest cannot have an extra argument.
+func checkExtra(g config.DeclaredGuest, arg string) (err error) {
 	switch g.Backend {
 	case config.BackendQEMU, config.BackendMicroVM:
 		err = vmm.CheckExtra([]string{arg})
 	case config.BackendContainer:
 		_, err = nspawn.Spec{Name: "guest", Root: "/", Extra: []string{arg}}.Args()
 	}
-	if err != nil {
-		return err.Error()
+	return err
+}
+
+// checkPlan plans a guest as on a machine that has all that it asks for, without
+// its extra arguments.
+func checkPlan(g config.DeclaredGuest) error {
+	if g.Backend == "" {
+		return nil // which is mistake enough
 	}
-	return ""
+	on := groundwork{
+		state: "/state", run: "/run", cache: "/cache", accel: vmm.AccelTCG, ipxe: "/ipxe",
+		direct: directBoot{kernel: "/kernel"},
+		port:   func(string) portKind { return portKind{bridge: "bridge"} },
+	}
+	if g.Firmware != "" && g.Firmware != "bios" {
+		on.uefi = vmm.UEFI{Code: "/code", Vars: "/vars"}
+	}
+	if g.CPU == "host" {
+		on.accel = vmm.AccelKVM
+	}
+	g.Extra, g.NICs = nil, slices.Clone(g.NICs)
+	for i := range g.NICs {
+		if g.NICs[i].MAC == (boot.MAC{}) {
+			g.NICs[i].MAC = boot.MAC{2, 0, 0, 0, 0, byte(i)} // it will have one
+		}
+	}
+	_, err := planCommand(planGuest(g, on))
+	return err
 }

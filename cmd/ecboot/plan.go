@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -279,41 +278,4 @@ func zfsEntries(guests []config.DeclaredGuest) (list []zfs.Entry) {
 		}
 	}
 	return list
-}
-
-// checkPlans finds what cannot work in the declarations of guests and that only
-// the packages know that run them.
-func checkPlans(guests []config.DeclaredGuest) error {
-	var errs []error
-	if _, err := zfs.NewPlan(zfsEntries(guests)); err != nil {
-		errs = append(errs, err)
-	}
-	for _, g := range guests {
-		on := groundwork{
-			state: "/state", run: "/run", cache: "/cache", accel: vmm.AccelTCG, ipxe: "/ipxe",
-			direct: directBoot{kernel: "/kernel"},
-			port:   func(string) portKind { return portKind{bridge: "bridge"} },
-		}
-		if g.Firmware != "" && g.Firmware != "bios" {
-			on.uefi = vmm.UEFI{Code: "/code", Vars: "/vars"}
-		}
-		for i := range g.NICs {
-			if g.NICs[i].MAC == (boot.MAC{}) {
-				g.NICs = slices.Clone(g.NICs)
-				g.NICs[i].MAC = boot.MAC{2, 0, 0, 0, 0, byte(i)} // it will have one
-			}
-		}
-		if _, err := planCommand(planGuest(g, on)); err != nil {
-			errs = append(errs, fmt.Errorf("guest %s: %w", g.Name, err))
-		}
-		if g.VM() {
-			if err := vmm.CheckExtra(g.Extra); err != nil {
-				errs = append(errs, fmt.Errorf("guest %s: extra: %w", g.Name, err))
-			}
-		}
-		if chainsAlone(g) && (g.Firmware != "bios" || g.Arch == vmm.ArchARM64) {
-			errs = append(errs, fmt.Errorf("guest %s: chain_url: with UEFI it needs a network card on a segment, whose servers hand it out: write a nic with segment, or firmware = \"bios\"", g.Name))
-		}
-	}
-	return withCode(exitUsage, errors.Join(errs...))
 }

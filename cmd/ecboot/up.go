@@ -74,10 +74,7 @@ func loadGuests(path string, assign func(declared.MACStore, *config.Config) erro
 	if err != nil {
 		return nil, err
 	}
-	if err := checkPlans(cfg.Guests); err != nil {
-		return nil, err
-	}
-	if err := assign(declared.MACStore{Path: filepath.Join(stateDir(cfg), "macs.json")}, cfg); err != nil {
+	if err := assign(declared.StoreIn(stateDir(cfg)), cfg); err != nil {
 		return nil, err
 	}
 	used := func(s config.Segment) bool {
@@ -333,7 +330,7 @@ func commandOfGuest(ctx context.Context, cfg *config.Config, name string) ([]str
 	if _, ok := cfg.DeclaredGuest(name); !ok {
 		return nil, fmt.Errorf("guest %s: %w", name, supervise.ErrNotFound)
 	}
-	if err := assignWithoutKeeping(declared.MACStore{Path: filepath.Join(stateDir(cfg), "macs.json")}, cfg); err != nil {
+	if err := assignWithoutKeeping(declared.StoreIn(stateDir(cfg)), cfg); err != nil {
 		return nil, err
 	}
 	g, _ := cfg.DeclaredGuest(name)

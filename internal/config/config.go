@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net/netip"
 	"os"
 	"slices"
@@ -372,13 +373,7 @@ func Load(path string, checks ...Check) (*Config, error) {
 	if !r.broken {
 		r.readFiles(c)
 		r.readPrograms(c)
-		for _, check := range checks {
-			for _, p := range check(c) {
-				if r.ok(p.Key) {
-					r.problemAt(p.Key, p.What, p.Instead)
-				}
-			}
-		}
+		r.complain(c, checks)
 	}
 	if err := r.err(); err != nil {
 		return nil, err
@@ -387,12 +382,26 @@ func Load(path string, checks ...Check) (*Config, error) {
 }
 
 // Check is what another package knows of a configuration. Values that are wrong
-// already can be among those it sees; what it says of them is left out.
+// already can be among those it sees.
 type Check func(*Config) []Complaint
 
 // Complaint is a mistake by its key, such as "guest.web.extra[0]": a Problem
 // without the place.
 type Complaint struct{ Key, What, Instead string }
+
+// complain reports what checks find. What they say of a value or a table that is
+// known to be wrong may follow from that and is left out.
+func (r *reader) complain(c *Config, checks []Check) {
+	known := slices.Collect(maps.Keys(r.bad))
+	for _, check := range checks {
+		for _, p := range check(c) {
+			follows := slices.ContainsFunc(known, func(bad string) bool { return strings.HasPrefix(bad+".", p.Key+".") })
+			if !follows && r.ok(p.Key) {
+				r.problemAt(p.Key, p.What, p.Instead)
+			}
+		}
+	}
+}
 
 // KeyPath is the path of a key by the names of its tables and its own.
 func KeyPath(names ...string) (path string) {
