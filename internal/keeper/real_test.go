@@ -117,7 +117,7 @@ func systemPlan(t *testing.T) Plan {
 	return Plan{
 		Name: "box", Backend: MicroVM, Machine: "52:54:00:00:00:01", ReadyPattern: "^ecboot: userland after",
 		Credential: &vmm.Credential{UID: 65534, GID: 65534},
-		VM:         &vmm.Spec{MemoryMiB: 512, Sandbox: true, Kernel: files.Path("vmlinuz"), Initrd: files.Path("initramfs.cpio.zst"), Append: "console=ttyS0"},
+		VM:         &vmm.Spec{Machine: "microvm", MemoryMiB: 512, Sandbox: true, Kernel: files.Path("vmlinuz"), Initrd: files.Path("initramfs.cpio.zst"), Append: "console=ttyS0"},
 	}
 }
 
