@@ -57,7 +57,7 @@ func planGuest(g config.DeclaredGuest, on groundwork) keeper.Plan {
 		p.Container, p.Cache = planContainer(g, on), filepath.Join(on.cache, "containers")
 		return p
 	}
-	p.VM, p.SkipBanner = planMachine(g, on), true
+	p.VM, p.Credential, p.SkipBanner = planMachine(g, on), on.credential, true
 	for _, nic := range g.NICs {
 		if nic.Macvtap != "" || nic.Segment != "" && on.port(nic.Segment).parent != "" {
 			p.Links = append(p.Links, linkName(nic))

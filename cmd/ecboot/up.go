@@ -24,6 +24,7 @@ import (
 	declared "github.com/every-channel/ecboot/internal/guest"
 	"github.com/every-channel/ecboot/internal/lan"
 	"github.com/every-channel/ecboot/internal/scope"
+	"github.com/every-channel/ecboot/internal/sdnotify"
 	"github.com/every-channel/ecboot/internal/supervise"
 	"github.com/every-channel/ecboot/internal/timeline"
 	"github.com/every-channel/ecboot/vmm"
@@ -126,6 +127,10 @@ func up(ctx context.Context, o upOptions, stderr io.Writer) (err error) {
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP)
 	defer signal.Stop(hangup)
+	manager, err := sdnotify.New()
+	if err != nil {
+		return withCode(exitEnvironment, err)
+	}
 	// Main has the first of these end ctx; the second ends patience.
 	interrupts := make(chan os.Signal, 8)
 	signal.Notify(interrupts, os.Interrupt, syscall.SIGTERM)
@@ -164,8 +169,7 @@ func up(ctx context.Context, o upOptions, stderr io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	end := stack.Close
-	defer func() { err = errors.Join(err, end()) }()
+	defer func() { err = errors.Join(err, stack.Leave()) }()
 
 	host := &guestHost{dirs: where, stack: stack, scopes: scope.Here(), log: log}
 	sup, err := supervise.New(supervise.Config{
@@ -227,6 +231,13 @@ func up(ctx context.Context, o upOptions, stderr io.Writer) (err error) {
 		background.Go(func() {
 			known.onHangup(serving, hangup, func(what string) { fmt.Fprintln(stderr, what) })
 		})
+		// Guests may take long to start in their order, and whether they do is
+		// no condition of this service.
+		if err := manager.Ready(); err != nil {
+			return err
+		}
+		background.Go(func() { _ = manager.Watch(serving, func() bool { sup.List(); return true }) })
+		defer context.AfterFunc(ctx, func() { _ = manager.Stopping() })()
 		supervising, interrupt := context.WithCancel(serving)
 		defer context.AfterFunc(ctx, interrupt)()
 		if o.noGuests {
@@ -239,7 +250,6 @@ func up(ctx context.Context, o upOptions, stderr io.Writer) (err error) {
 		if o.leaveGuests || ctx.Err() == nil {
 			// Without servers, through no wish of anybody's, guests are as
 			// well off alone.
-			end = stack.Leave
 			sup.Leave()
 			return nil
 		}

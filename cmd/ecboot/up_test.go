@@ -280,3 +280,57 @@ func TestUpUndoesWhatIsDeclaredNoLonger(t *testing.T) {
 		t.Errorf("exit code %d", code)
 	}
 }
+
+// One guest's trouble is its own, and a configuration that has one more leaves
+// the others as they are.
+func TestUpKeepsGuestsApart(t *testing.T) {
+	t.Parallel()
+	guest := func(name, more string) string {
+		return fmt.Sprintf("[guest.%s]\nbackend = \"qemu\"\nmemory = \"64M\"\nautostart = true\nstop_timeout = \"1s\"\nrestart_delay = \"1s\"\nchain_url = \"http://10.0.2.2/\"\n%s[[guest.%[1]s.nic]]\nuser = true\n", name, more)
+	}
+	missing := guest("imageless", "") + "[[guest.imageless.disk]]\nbase = \"/nowhere/base.qcow2\"\n"
+	u := newUpHost(t, "apart", guest("apart-one", "")+missing)
+	s := u.up(t)
+	s.until(t, "FAILED: cannot be started: ")
+	one := s.awaitGuest(t, "apart-one", func(g api.Guest) bool { return g.State == api.Running })
+	s.awaitGuest(t, "imageless", func(g api.Guest) bool {
+		return g.State == api.Failed && strings.Contains(g.LastExit, "/nowhere/base.qcow2")
+	})
+
+	u.write(t, "nonsense = [\n")
+	s.cmd.Process.Signal(syscall.SIGHUP)
+	s.until(t, "the configuration is wrong and stays as it was")
+	u.write(t, guest("apart-one", "")+missing+guest("apart-two", "cpus = 1\n"))
+	s.cmd.Process.Signal(syscall.SIGHUP)
+	s.until(t, "the configuration was read again")
+	s.until(t, "apart-two")
+	s.awaitGuest(t, "apart-two", func(g api.Guest) bool { return g.State == api.Running })
+	if now := s.guest(t, "apart-one"); now.PID != one.PID || now.MACs[0] != one.MACs[0] || len(now.Drift) > 0 {
+		t.Errorf("before %+v\nafter %+v", one, now)
+	}
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", one.PID))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(string(status), "Uid:\t0\t") {
+		t.Errorf("QEMU runs as root:\n%s", status)
+	}
+
+	// Stopped by hand, it stays so for the next supervisor.
+	if how, err := s.control().Stop(t.Context(), "apart-two", true); err != nil || how == "" {
+		t.Errorf("%q, %v", how, err)
+	}
+	s.cmd.Process.Kill()
+	s.cmd.Wait()
+	s = u.up(t)
+	s.until(t, "runs on as process "+strconv.Itoa(one.PID))
+	s.awaitGuest(t, "imageless", func(g api.Guest) bool { return g.State == api.Failed })
+	if g := s.guest(t, "apart-two"); g.State != api.Stopped {
+		t.Errorf("%+v", g)
+	}
+	s.cmd.Process.Signal(syscall.SIGTERM)
+	if code := s.end(t); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	u.wantNothing(t)
+}
