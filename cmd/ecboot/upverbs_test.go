@@ -1,0 +1,74 @@
+package main
+
+import (
+	"bytes"
+	"image/png"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/every-channel/ecboot/internal/api"
+)
+
+// Every verb that asks 'ecboot up', on a guest that is real.
+func TestVerbsOnARealGuest(t *testing.T) {
+	t.Parallel()
+	u := newUpHost(t, "verbs", `
+[segment.lab]
+[guest.a]
+backend = "microvm"
+memory = "256M"
+autostart = true
+stop_timeout = "2s"
+[[guest.a.nic]]
+segment = "lab"
+[guest.screen]
+backend = "qemu"
+boot = "disk"
+memory = "128M"
+graphics = "vnc"
+[[guest.screen.disk]]
+size = "16M"
+[guest.broken]
+backend = "qemu"
+boot = "disk"
+[[guest.broken.disk]]
+path = "/no/such.raw"
+format = "raw"
+read_only = true
+`)
+	s := u.up(t)
+	s.until(t, "userland")
+	verb := func(code int, line string, parts ...string) result {
+		t.Helper()
+		return u.commandWant(t, code, append([]string{"guest"}, strings.Fields(line)...), parts...)
+	}
+	verb(0, "list", "microvm  running", "10.77.0.")
+	verb(0, "show a", "segment lab  02:01:27:", "qemu-system-x86_64 ")
+	verb(0, "exec-args a", "-name guest=a", "-machine microvm")
+	verb(1, "start screen broken", "screen: started", "broken: /no/such.raw does not exist")
+	verb(1, "screenshot a -", "no screen")
+	if _, err := png.Decode(bytes.NewReader([]byte(verb(0, "screenshot screen -").stdout))); err != nil {
+		t.Errorf("the picture: %v", err)
+	}
+	verb(0, "stop screen --now", "screen: stopped (killed)")
+	verb(0, "log a -n 0", "Linux version", "ecboot: userland after")
+
+	// The shell reads what is typed, and the console ends with the guest.
+	cmd := u.command(t, "guest", "console", "a")
+	cmd.Stdin = strings.NewReader("echo $((40+2))\npoweroff\n")
+	if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "42\r\n") {
+		t.Errorf("%v\n%s", err, out)
+	}
+	s.awaitGuest(t, "a", func(g api.Guest) bool { return g.State == api.Stopped })
+	verb(0, "log a", "42")
+	verb(1, "console a", "a is stopped")
+	verb(0, "start a", "a: started")
+	verb(0, "reset a", "a: reset")
+	verb(0, "stop a", "a: stopped (")
+	s.cmd.Process.Signal(syscall.SIGTERM)
+	if code := s.end(t); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	u.wantNothing(t)
+}
