@@ -33,7 +33,7 @@ deb: build $(NFPM)
 	./ecboot install --root build/deb --prefix /usr >/dev/null
 	cd build/deb/usr/share && rm -r ecboot && mv zsh/site-functions/_ecboot zsh/vendor-completions && rmdir zsh/site-functions
 	./ecboot docs --man build/deb/man && gzip -9n build/deb/man/* && cd build/deb && mv man/*.1.gz usr/share/man/man1 && mv man/*.5.gz usr/share/man/man5
-	gzip -9nc CHANGELOG.md >build/deb/usr/share/doc/ecboot/changelog.gz
+	gzip -9nc CHANGELOG.md >build/deb/usr/share/doc/ecboot/NEWS.gz
 	{ cat NOTICE; printf '\nOn Debian systems the licences are in /usr/share/common-licenses: Apache-2.0, GPL-2.\n'; } >build/deb/usr/share/doc/ecboot/copyright
 	./ecboot config init build/deb/ecboot.toml >/dev/null
 	find build/deb -exec touch -h -d @$$SOURCE_DATE_EPOCH {} +
