@@ -77,7 +77,7 @@ var layers = []layer{
 	{pkg: "internal/systemdtest", ours: []string{"internal/nspawn"}, why: whyTests},
 	{pkg: "internal/bench", why: whyTests},
 	{pkg: "internal/archtest", why: whyTests},
-	{pkg: "internal/debtest", ours: []string{"dist", "internal/nettest"}, why: whyTests},
+	{pkg: "internal/debtest", ours: []string{"dist", "internal/nettest", "internal/nspawn", "internal/systemdtest"}, why: whyTests},
 	{pkg: "internal/nixtest", ours: []string{"dist", "internal/config"}, why: whyTests},
 }
 

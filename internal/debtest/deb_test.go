@@ -1,8 +1,7 @@
 package debtest
 
 import (
-	"context"
-	"crypto/sha256"
+	"bytes"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,6 +13,8 @@ import (
 
 	"github.com/every-channel/ecboot/dist"
 	"github.com/every-channel/ecboot/internal/nettest"
+	"github.com/every-channel/ecboot/internal/nspawn"
+	"github.com/every-channel/ecboot/internal/systemdtest"
 )
 
 func TestMain(m *testing.M) { nettest.Main(m) }
@@ -21,38 +22,82 @@ func TestMain(m *testing.M) { nettest.Main(m) }
 // base is Debian 12 with systemd and nothing else, made by 'make deps-test'.
 const base = "testdata/debian12.tar"
 
-// chroot is a Debian of the test's own: a directory, and a name space for each
+// TestPackage lives through the life of a package.
+func TestPackage(t *testing.T) {
+	t.Parallel()
+	nettest.NeedRoot(t)
+	nettest.Need(t, "make", "go", "tar", "dpkg-deb", "unshare")
+	if _, err := os.Stat(base); err != nil {
+		t.Skip("needs a Debian 12: run make deps-test")
+	}
+	deb := build(t)
+	t.Run("chroot", func(t *testing.T) {
+		t.Parallel()
+		inChroot(newChroot(t, deb))
+	})
+	t.Run("systemd", func(t *testing.T) {
+		t.Parallel()
+		nettest.Need(t, nspawn.Program)
+		underSystemd(newChroot(t, deb))
+	})
+}
+
+// build makes the package twice and wants the same one.
+func build(t *testing.T) []byte {
+	t.Helper()
+	var last []byte
+	file := filepath.Join(t.TempDir(), "ecboot.deb")
+	for range 2 {
+		if out, err := exec.Command("make", "-C", "../..", "deb", "DEB="+file).CombinedOutput(); err != nil {
+			t.Fatalf("make deb: %v\n%s", err, out)
+		}
+		deb, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if last != nil && !bytes.Equal(deb, last) {
+			t.Error("the same commit gives two packages")
+		}
+		last = deb
+	}
+	return last
+}
+
+// chroot is a Debian of the test's own: a directory, and namespaces for each
 // command in it, so that nothing is mounted when it has ended.
 type chroot struct {
 	t   *testing.T
 	dir string
 }
 
-func newChroot(t *testing.T) chroot {
+// newChroot is one with the package in /root.
+func newChroot(t *testing.T, deb []byte) chroot {
 	t.Helper()
-	nettest.NeedRoot(t)
-	nettest.Need(t, "make", "go", "tar", "dpkg-deb", "unshare")
-	if _, err := os.Stat(base); err != nil {
-		t.Skip("needs a Debian 12: run make deps-test")
-	}
 	c := chroot{t, t.TempDir()}
 	if out, err := exec.Command("tar", "-C", c.dir, "--numeric-owner", "-xpf", base).CombinedOutput(); err != nil {
 		t.Fatalf("tar: %v\n%s", err, out)
 	}
+	c.write("/root/ecboot.deb", string(deb))
 	return c
 }
 
-// run runs a command in it and returns what it said and its exit code.
-func (c chroot) run(command ...string) (string, int) {
+func (c chroot) path(name string) string { return filepath.Join(c.dir, name) }
+
+func (c chroot) write(name, text string) {
 	c.t.Helper()
-	args := append([]string{"--mount", "--pid", "--fork", "--kill-child", "--root", c.dir, "--wd", "/", "--mount-proc"}, command...)
-	cmd := exec.CommandContext(context.Background(), "unshare", args...)
-	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LC_ALL=C.UTF-8", "DEBIAN_FRONTEND=noninteractive"}
-	out, err := cmd.CombinedOutput()
-	if cmd.ProcessState == nil {
-		c.t.Fatalf("%q: %v", command, err)
+	if err := os.MkdirAll(filepath.Dir(c.path(name)), 0o755); err != nil {
+		c.t.Fatal(err)
 	}
-	return string(out), cmd.ProcessState.ExitCode()
+	if err := os.WriteFile(c.path(name), []byte(text), 0o644); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+func (c chroot) has(name, text string) {
+	c.t.Helper()
+	if data, err := os.ReadFile(c.path(name)); err != nil || string(data) != text {
+		c.t.Errorf("%s is %q, want %q: %v", name, data, text, err)
+	}
 }
 
 // must runs a command that is to succeed and to say these things.
@@ -61,29 +106,31 @@ func (c chroot) must(want []string, command ...string) {
 	c.wants(0, want, command...)
 }
 
+// wants runs a command that is to end with this exit code.
 func (c chroot) wants(code int, want []string, command ...string) {
 	c.t.Helper()
-	out, got := c.run(command...)
-	if got != code {
-		c.t.Fatalf("%q ended with %d, want %d:\n%s", command, got, code, out)
+	args := append([]string{"--mount", "--pid", "--fork", "--kill-child", "--root", c.dir, "--wd", "/", "--mount-proc"}, command...)
+	cmd := exec.Command("unshare", args...)
+	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LC_ALL=C.UTF-8", "DEBIAN_FRONTEND=noninteractive"}
+	out, err := cmd.CombinedOutput()
+	if cmd.ProcessState == nil || cmd.ProcessState.ExitCode() != code {
+		c.t.Fatalf("%q: %v, want exit code %d:\n%s", command, err, code, out)
 	}
 	for _, w := range want {
-		if !strings.Contains(out, w) {
+		if !strings.Contains(string(out), w) {
 			c.t.Errorf("%q does not say %q:\n%s", command, w, out)
 		}
 	}
 }
 
-func (c chroot) path(name string) string { return filepath.Join(c.dir, name) }
-
-// traces are the files whose names speak of ecboot, but for dpkg's and
-// apt's books and what has a "secboot" in it.
+// traces are the files whose names speak of ecboot, but for dpkg's and apt's
+// books and what has a "secboot" in it.
 func (c chroot) traces() (names []string) {
 	c.t.Helper()
-	books := []string{"/proc", "/root", "/usr/share/OVMF", "/var/lib/dpkg", "/var/lib/apt", "/var/cache/apt", "/var/log"}
+	passed := []string{"/proc", "/root", "/usr/share/OVMF", "/var/lib/dpkg", "/var/lib/apt", "/var/cache/apt", "/var/log"}
 	err := filepath.WalkDir(c.dir, func(path string, _ os.DirEntry, err error) error {
 		name := strings.TrimPrefix(path, c.dir)
-		if slices.Contains(books, name) {
+		if slices.Contains(passed, name) {
 			return filepath.SkipDir
 		}
 		if strings.Contains(name, "ecboot") {
@@ -97,47 +144,15 @@ func (c chroot) traces() (names []string) {
 	return names
 }
 
-// build makes the package twice and wants the same one.
-func build(t *testing.T) string {
-	t.Helper()
-	var last []byte
-	deb := filepath.Join(t.TempDir(), "ecboot.deb")
-	for range 2 {
-		cmd := exec.Command("make", "-C", "../..", "deb", "DEB="+deb)
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("make deb: %v\n%s", err, out)
-		}
-		data, err := os.ReadFile(deb)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if last != nil && sha256.Sum256(data) != sha256.Sum256(last) {
-			t.Error("the same commit gives two packages")
-		}
-		last = data
-	}
-	return deb
-}
-
-// TestPackage lives through the life of a package.
-func TestPackage(t *testing.T) {
-	t.Parallel()
-	c := newChroot(t)
-	deb, err := os.ReadFile(build(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(c.path("/root/ecboot.deb"), deb, 0o644); err != nil {
-		t.Fatal(err)
-	}
+// inChroot uses the package where nothing runs.
+func inChroot(c chroot) {
+	t := c.t
 	apt := func(args ...string) []string {
 		return append([]string{"apt-get", "-qq", "--no-install-recommends"}, args...)
 	}
 	c.must([]string{"systemctl enable --now ecboot"}, apt("install", "/root/ecboot.deb")...)
 	for _, f := range dist.Files(dist.Prefix) {
-		if data, err := os.ReadFile(c.path(f.Path)); err != nil || string(data) != f.Content {
-			t.Errorf("%s is not what 'ecboot install' writes: %v", f.Path, err)
-		}
+		c.has(f.Path, f.Content)
 	}
 	c.must([]string{"/usr/bin/ecboot"}, "sh", "-c", "command -v ecboot")
 	c.must([]string{"ecboot-guest:x:"}, "getent", "passwd", "ecboot-guest")
@@ -162,29 +177,56 @@ func TestPackage(t *testing.T) {
 	c.must([]string{"qemu-system-x86_64 ", "-machine q35"}, "ecboot", "run", "--dry-run")
 
 	// An upgrade keeps what was changed.
-	const mine = "# mine\n[guest]\nmemory = \"2G\"\n"
-	if err := os.WriteFile(c.path("/etc/ecboot/ecboot.toml"), []byte(mine), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	const mine = `[segment.lab]
+bridge = "br-lab"
+address = "10.77.0.1/24"
+[guest.web]
+backend = "qemu"
+[[guest.web.nic]]
+segment = "lab"
+[[guest.web.disk]]
+size = "1G"
+`
+	c.write("/etc/ecboot/ecboot.toml", mine)
 	c.must(nil, apt("install", "--reinstall", "/root/ecboot.deb")...)
-	if data, err := os.ReadFile(c.path("/etc/ecboot/ecboot.toml")); err != nil || string(data) != mine {
-		t.Errorf("the configuration has become %q: %v", data, err)
-	}
+	c.has("/etc/ecboot/ecboot.toml", mine)
+	c.must([]string{"# web", "qemu-system-x86_64 ", "-sandbox on"}, "ecboot", "up", "--dry-run")
 
 	// State is nobody's but the owner's.
-	state := c.path("/var/lib/ecboot/guests/web/disk0.qcow2")
-	if err := os.MkdirAll(filepath.Dir(state), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(state, []byte("data"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	const disk = "/var/lib/ecboot/guests/web/disk0.qcow2"
+	c.write(disk, "data")
 	c.must([]string{"/var/lib/ecboot is kept"}, apt("purge", "ecboot")...)
-	if data, err := os.ReadFile(state); err != nil || string(data) != "data" {
-		t.Errorf("purging took the state: %v", err)
-	}
-	want := []string{"/var/lib/ecboot", "/var/lib/ecboot/guests", "/var/lib/ecboot/guests/web", "/var/lib/ecboot/guests/web/disk0.qcow2"}
+	c.has(disk, "data")
+	want := []string{"/var/lib/ecboot", "/var/lib/ecboot/guests", "/var/lib/ecboot/guests/web", disk}
 	if left := c.traces(); !slices.Equal(left, want) {
-		t.Errorf("purging leaves %q", left)
+		t.Errorf("purging leaves %q, want %q", left, want)
+	}
+}
+
+// underSystemd uses it where systemd does.
+func underSystemd(c chroot) {
+	const end = "all is well with the service"
+	console := systemdtest.Boot(c.t, c.dir, `
+export DEBIAN_FRONTEND=noninteractive
+apt-get -qq --no-install-recommends install /root/ecboot.deb
+test "$(systemctl is-enabled ecboot)" = disabled
+test "$(systemctl is-active ecboot)" = inactive
+test "$(stat -c %a /run/ecboot)" = 711
+systemctl enable --now ecboot
+systemctl is-active ecboot
+ecboot guest list
+systemctl reload ecboot
+first=$(systemctl show -p MainPID ecboot)
+apt-get -qq install --reinstall /root/ecboot.deb
+systemctl is-active ecboot
+test "$(systemctl show -p MainPID ecboot)" != "$first"
+apt-get -qq purge ecboot
+test "$(systemctl is-active ecboot)" = inactive
+test ! -e /etc/systemd/system/multi-user.target.wants/ecboot.service
+set +x
+echo '`+end+`' | tr a-z A-Z
+`)
+	if !strings.Contains(console, strings.ToUpper(end)) {
+		c.t.Errorf("the script did not come to its end:\n%s", console)
 	}
 }

@@ -39,16 +39,43 @@ func Run(t testing.TB, commands string, binds ...string) (console string) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
 	}
+	spec := nspawn.Spec{Root: makeRoot(t, commands), Extra: []string{"--tmpfs=/usr/local"}}
+	spec.Binds = append(spec.Binds, nspawn.Bind{Source: "/usr", ReadOnly: true})
+	for _, b := range binds {
+		spec.Binds = append(spec.Binds, nspawn.Bind{Source: b})
+	}
+	return boot(t, spec)
+}
+
+// Boot does the same with the system in a directory, which keeps what that does.
+func Boot(t testing.TB, root, commands string) (console string) {
+	t.Helper()
+	for name, text := range units {
+		if err := os.WriteFile(filepath.Join(root, "etc/systemd/system", name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(root, script), []byte(commands), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	// By its name, nspawn sees that this systemd knows cgroup v2.
+	libraries, _ := filepath.Glob(filepath.Join(root, "usr/lib/*/systemd/libsystemd-shared-*.so"))
+	for _, name := range libraries {
+		if err := os.WriteFile(filepath.Join(root, "usr/lib/systemd", filepath.Base(name)), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return boot(t, nspawn.Spec{Root: root})
+}
+
+func boot(t testing.TB, spec nspawn.Spec) (console string) {
+	t.Helper()
 	for _, program := range []string{nspawn.Program, "/lib/systemd/systemd"} {
 		if _, err := exec.LookPath(program); err != nil {
 			t.Skipf("needs %s: run make deps-test", program)
 		}
 	}
-	spec := nspawn.Spec{Name: "systemd-test", Root: makeRoot(t, commands), Extra: []string{"--tmpfs=/usr/local"}}
-	spec.Binds = append(spec.Binds, nspawn.Bind{Source: "/usr", ReadOnly: true})
-	for _, b := range binds {
-		spec.Binds = append(spec.Binds, nspawn.Bind{Source: b})
-	}
+	spec.Name = "systemd-test"
 	c, err := nspawn.Start(t.Context(), spec, nspawn.Options{Cgroup: makeCgroup(t)})
 	if err != nil {
 		t.Fatal(err)
