@@ -334,3 +334,30 @@ func TestUpKeepsGuestsApart(t *testing.T) {
 	}
 	u.wantNothing(t)
 }
+
+// A microvm boots the kernel that HTTP serves, reports to the server, and stays
+// down when it has switched itself off.
+func TestUpLeavesDownWhatSwitchedItselfOff(t *testing.T) {
+	t.Parallel()
+	u := newUpHost(t, "poweroff", `
+[segment.lab]
+[guest.brief]
+backend = "microvm"
+memory = "256M"
+append = "ecboot.poweroff"
+autostart = true
+[[guest.brief.nic]]
+segment = "lab"
+`)
+	s := u.up(t)
+	s.until(t, "userland")
+	s.until(t, "stays down")
+	if g := s.guest(t, "brief"); g.State != api.Stopped || g.Restarts != 0 {
+		t.Errorf("%+v", g)
+	}
+	s.cmd.Process.Signal(syscall.SIGTERM)
+	if code := s.end(t); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	u.wantNothing(t)
+}

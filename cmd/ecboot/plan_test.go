@@ -1,0 +1,120 @@
+package main
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/every-channel/ecboot/internal/boot"
+	"github.com/every-channel/ecboot/internal/config"
+	"github.com/every-channel/ecboot/internal/nspawn"
+	"github.com/every-channel/ecboot/internal/zfs"
+	"github.com/every-channel/ecboot/vmm"
+)
+
+var planGround = groundwork{
+	state: "/s", run: "/r", cache: "/c", accel: vmm.AccelTCG, ipxe: "/ipxe.lkrn",
+	credential: &vmm.Credential{UID: 7, GID: 8},
+	direct:     directBoot{"/k", "/i", "console=ttyS0"},
+	port: func(name string) portKind {
+		if name == "wan" {
+			return portKind{parent: "eth0"}
+		}
+		return portKind{bridge: "br0"}
+	},
+}
+
+func TestPlanMachine(t *testing.T) {
+	mac := func(n byte) boot.MAC { return boot.MAC{2, 1, 0x27, 0, 0, n} }
+	base := config.DeclaredGuest{Name: "web", Node: "h-web", Backend: config.BackendQEMU, Boot: config.BootNetwork, StopTimeout: time.Minute}
+	base.Arch, base.Firmware, base.Machine, base.CPUs, base.Memory = "amd64", "bios", "q35", 2, 4<<30
+	nics := []config.GuestNIC{{Segment: "lan", MAC: mac(1), Model: "e1000"}, {Segment: "wan", MAC: mac(2), Boot: 1}, {Macvtap: "eth1", MAC: mac(3), Name: "mine"}, {User: true, MAC: mac(4), ROM: "none"}}
+	disks := []config.GuestDisk{{Format: "qcow2", Size: 16 << 30, Bus: "virtio"}, {Format: "qcow2", Base: "/b.qcow2", Ephemeral: true}}
+	on := func(change func(*config.DeclaredGuest)) config.DeclaredGuest {
+		g := base
+		change(&g)
+		return g
+	}
+	for _, tt := range []struct {
+		name  string
+		guest config.DeclaredGuest
+		want  []string // parts of the command
+		not   string
+		links []string
+	}{
+		{"network first", on(func(g *config.DeclaredGuest) { g.NICs, g.Disks = nics, disks }), []string{
+			"guest=web", "-machine q35,", "-smp 2 -m 4096", "e1000,id=nic0,netdev=net0,mac=02:01:27:00:00:01,bootindex=2",
+			"mac=02:01:27:00:00:02,bootindex=1", "mac=02:01:27:00:00:04,romfile=,bootindex=4", "drive=disk0,werror=enospc,rerror=report,bootindex=5", "bootindex=6", "-netdev user,id=net3", "-sandbox on",
+		}, "-kernel", []string{"vm-020127000002", "mine"}},
+		{"disk first", on(func(g *config.DeclaredGuest) { g.NICs, g.Disks, g.Boot = nics[:1], disks, config.BootDisk }), []string{
+			"mac=02:01:27:00:00:01,bootindex=3", "drive=disk0,werror=enospc,rerror=report,bootindex=1",
+		}, "", nil},
+		{"a chain URL that a server hands out", on(func(g *config.DeclaredGuest) { g.NICs, g.ChainURL = nics[:1], "http://x/" }), []string{"bootindex=1"}, "-kernel", nil},
+		{"one that the guest brings along", on(func(g *config.DeclaredGuest) { g.NICs, g.ChainURL = nics[3:], "http://x/" }), []string{"-kernel /ipxe.lkrn -initrd"}, "bootindex", nil},
+		{"direct", on(func(g *config.DeclaredGuest) { g.NICs, g.Boot = nics[:1], config.BootDirect }), []string{"-kernel /k -initrd /i -append console=ttyS0"}, "bootindex", nil},
+		{"microvm", on(func(g *config.DeclaredGuest) {
+			g.Backend, g.Boot, g.Machine, g.Firmware, g.NICs = config.BackendMicroVM, config.BootDirect, "", "", []config.GuestNIC{{Segment: "lan", MAC: mac(1)}}
+		}), []string{"-machine microvm", "virtio-net-device", "-kernel /k"}, "", nil},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			p := planGuest(tt.guest, planGround)
+			argv, err := planCommand(p)
+			if err != nil {
+				t.Fatal(err)
+			}
+			command := vmm.ShellQuote(argv)
+			for _, part := range tt.want {
+				if !strings.Contains(command, part) {
+					t.Errorf("no %q in\n%s", part, command)
+				}
+			}
+			if tt.not != "" && strings.Contains(command, tt.not) {
+				t.Errorf("%q in\n%s", tt.not, command)
+			}
+			if diff := cmp.Diff(tt.links, p.Links); diff != "" {
+				t.Error(diff)
+			}
+			if p.Machine != tt.guest.NICs[0].MAC.String() || p.LogFile != "/s/guests/web/console.log" || p.Grace != time.Minute || p.Credential.UID != 7 {
+				t.Errorf("%+v", p)
+			}
+		})
+	}
+}
+
+func TestPlanContainer(t *testing.T) {
+	g := config.DeclaredGuest{
+		Name: "box", Node: "h-box", Backend: config.BackendContainer, Root: "/root.tar",
+		NICs: []config.GuestNIC{
+			{Macvlan: "eth1", MAC: boot.MAC{2, 0, 0, 0, 0, 1}}, {Segment: "lan", MAC: boot.MAC{2, 0, 0, 0, 0, 2}}, {Segment: "wan", MAC: boot.MAC{2, 0, 0, 0, 0, 3}, Name: "w"},
+		},
+		Shares: []config.GuestShare{{Source: "/srv", Target: "/data", ReadOnly: true}},
+	}
+	on := planGround
+	on.zfs = []zfs.Share{{HostPath: "/guests/box/persist", GuestPath: "/persist"}}
+	p := planGuest(g, on)
+	want := &nspawn.Spec{
+		Name: "h-box", Root: "/root.tar",
+		NICs: []nspawn.NIC{
+			{Parent: "eth1", MAC: g.NICs[0].MAC.HardwareAddr()}, {Bridge: "br0", MAC: g.NICs[1].MAC.HardwareAddr()}, {Name: "w", Parent: "eth0", MAC: g.NICs[2].MAC.HardwareAddr()},
+		},
+		Binds: []nspawn.Bind{{Source: "/srv", Target: "/data", ReadOnly: true}, {Source: "/guests/box/persist", Target: "/persist"}},
+	}
+	if diff := cmp.Diff(want, p.Container); diff != "" || p.VM != nil || p.Cache != "/c/containers" {
+		t.Errorf("%s\n%+v", diff, p)
+	}
+}
+
+func TestGuestDigest(t *testing.T) {
+	g := config.DeclaredGuest{Name: "a"}
+	later := g
+	later.Autostart, later.Order, later.Restart, later.RestartMax = true, 3, "always", time.Hour
+	if guestDigest(g) != guestDigest(later) {
+		t.Error("when it starts makes it another guest")
+	}
+	later.Memory = 1 << 30
+	if guestDigest(g) == guestDigest(later) {
+		t.Error("its memory makes no difference")
+	}
+}
