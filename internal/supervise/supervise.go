@@ -416,7 +416,11 @@ func (s *Supervisor) act(g *guest, do action) {
 			s.mu.Lock()
 			defer s.mu.Unlock()
 			if s.closing == closingLeave && err != nil {
-				return // the next supervisor sees to it
+				// The next supervisor sees to it.
+				g.life = g.life.enter(Stopped, time.Now())
+				close(s.changed)
+				s.changed = make(chan struct{})
+				return
 			}
 			if err != nil {
 				s.apply(g, event{kind: startFailed, err: err})

@@ -1,0 +1,54 @@
+package supervise
+
+import (
+	"context"
+	"errors"
+	"testing"
+
+	"github.com/every-channel/ecboot/internal/keeper"
+)
+
+// noKeepers is a host on which no guest can be started.
+type noKeepers struct{}
+
+func (noKeepers) find(string) ([]found, error) { return nil, nil }
+
+func (noKeepers) spawn(context.Context, keeper.Plan, keeper.SpawnOptions) (instance, error) {
+	return nil, errors.New("not here")
+}
+
+// A start that takes its time holds up neither the end of the supervisor nor
+// those of other guests.
+func TestLeaveGivesUpStarts(t *testing.T) {
+	s, err := New(Config{host: noKeepers{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	starting := make(chan struct{})
+	s.Update([]Guest{
+		{Name: "slow", Autostart: true, Prepare: func(ctx context.Context) (*Prepared, error) {
+			close(starting)
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}},
+		{Name: "wrong", Autostart: true, Prepare: func(context.Context) (*Prepared, error) { return &Prepared{}, nil }},
+		{Name: "unasked", Prepare: func(context.Context) (*Prepared, error) { panic("nobody asked for it") }},
+	})
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- s.Run(ctx) }()
+	<-starting
+	if err := s.await(t.Context(), func() bool { return s.guests["wrong"].life.Phase == Failed }); err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	s.Leave()
+	for _, st := range s.List() {
+		if st.Phase == Starting || st.Keeper != 0 {
+			t.Errorf("%s is %s", st.Name, st.Phase)
+		}
+	}
+}
