@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"runtime"
 
 	"strconv"
 	"strings"
@@ -90,6 +91,11 @@ func (f *fake) run(events *timeline.Recorder) {
 			fmt.Fprint(f.conn, "flood is over\r\n")
 		case "event":
 			events.Record(timeline.Event{Machine: f.plan.Machine, Stage: timeline.Linux, Detail: n})
+		case "collect":
+			for range 2 { // the first finds what has a finalizer
+				runtime.GC()
+			}
+			fmt.Fprint(f.conn, "fake: collected\r\n")
 		case "big":
 			_, _ = io.WriteString(f.conn, strings.Repeat("y", 1<<16))
 		default:

@@ -810,6 +810,19 @@ func TestKeeperLogIsCapped(t *testing.T) {
 }
 
 // Whatever lies in the directory, what makes sense is found.
+// The lock is all that says that a keeper lives, and nothing else uses it.
+func TestLockIsNoGarbage(t *testing.T) {
+	c := spawnFake(t, "")
+	writer := attach(t, c, true)
+	for range 3 {
+		writer.tell(t, "collect")
+		writer.expect(t, "fake: collected")
+	}
+	if alive, err := inhabited(c.dir); !alive || err != nil {
+		t.Errorf("a keeper that lives is taken for dead (%v)", err)
+	}
+}
+
 func TestFindGarbage(t *testing.T) {
 	c := spawnFake(t, "")
 	base := filepath.Dir(c.dir)

@@ -13,6 +13,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"sync"
 	"syscall"
 	"time"
@@ -75,6 +76,8 @@ func runKeeper(launch starter) {
 		_ = json.NewEncoder(os.Stdout).Encode(r) // whoever asked may have died: the guest lives on
 		forgetParent()
 	})
+	// Collected as garbage, it would be closed, and the keeper be taken for dead.
+	runtime.KeepAlive(lock)
 	if err != nil {
 		os.Exit(1)
 	}
