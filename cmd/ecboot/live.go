@@ -55,7 +55,14 @@ func newLive(w io.Writer, start time.Time, r *timeline.Recorder, label func(stri
 	return l
 }
 
+// past is how much older than the beginning an event is that another process
+// has shown: of a guest that was taken over.
+const past = time.Second
+
 func (l *live) print(e timeline.Event) {
+	if l.start.Sub(e.At) > past {
+		return
+	}
 	switch e.Phase {
 	case timeline.Begin:
 		return

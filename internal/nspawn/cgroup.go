@@ -80,12 +80,24 @@ func Sweep(cgroup string) {
 	}
 	for _, dir := range dirs {
 		for _, name := range []string{"payload", "supervisor"} {
-			_ = unix.Rmdir(filepath.Join(dir, name))
+			removeEmpty(filepath.Join(dir, name))
 		}
 	}
 	if twin != "" {
 		_ = unix.Rmdir(twin)
 	}
+}
+
+// removeEmpty removes a cgroup and those within, which systemd makes where it is
+// the container's init. None in which a process is goes.
+func removeEmpty(dir string) {
+	entries, _ := os.ReadDir(dir) // mostly missing
+	for _, e := range entries {
+		if e.IsDir() {
+			removeEmpty(filepath.Join(dir, e.Name()))
+		}
+	}
+	_ = unix.Rmdir(dir)
 }
 
 // cgroupDirs are where nspawn works in the cgroups of a process, as

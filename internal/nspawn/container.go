@@ -93,6 +93,7 @@ func Start(ctx context.Context, spec Spec, opts Options) (_ *Container, err erro
 	if err := c.furnish(ctx, spec); err != nil {
 		return nil, err
 	}
+	Sweep(opts.Cgroup) // nspawn fails on one that another container has left
 	if err := c.launch(spec.Limits); err != nil {
 		return nil, err
 	}
