@@ -9,6 +9,7 @@ package scope
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -83,6 +84,9 @@ func (h Host) Join(ctx context.Context, g Guest, pid int) (Scope, error) {
 // Remove ends what is left of a guest that has ended, and its scope. It is no
 // error that there is none.
 func (h Host) Remove(ctx context.Context, guest string) error {
+	if guest == "" { // its control group would be the one that all guests are in
+		return errors.New("scope of a guest without a name")
+	}
 	remove := removeCgroups
 	if h.systemd {
 		remove = removeScope

@@ -51,6 +51,9 @@ func TestWrongGuests(t *testing.T) {
 			t.Errorf("%+v is taken", g)
 		}
 	}
+	if err := (Host{}).Remove(t.Context(), ""); err == nil {
+		t.Error("all guests are removed")
+	}
 }
 
 const (

@@ -212,6 +212,7 @@ func (s *Supervisor) adoptOne(ctx context.Context, f found) {
 		if err := f.forget(); err != nil {
 			s.cfg.Log.Error("what a keeper has left cannot be removed", "guest", g.Name, "error", err)
 		}
+		f.plan.Name = f.name // also of one that is not known
 		s.clean(f.plan)
 		if f.err != nil {
 			s.bury(g)

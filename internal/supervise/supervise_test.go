@@ -52,3 +52,29 @@ func TestLeaveGivesUpStarts(t *testing.T) {
 		}
 	}
 }
+
+// tornHost has the directory of a guest whose keeper never learned its plan.
+type tornHost struct{ noKeepers }
+
+func (tornHost) find(string) ([]found, error) {
+	return []found{{name: "torn", err: errors.New("it has no plan"), forget: func() error { return nil }}}, nil
+}
+
+// What is cleaned of a guest whose plan is not known is that guest's, and not
+// that of a guest without a name: whoever removes by name would take them all.
+func TestCleansByName(t *testing.T) {
+	var cleaned []string
+	s, err := New(Config{host: tornHost{}, Clean: func(p keeper.Plan) error {
+		cleaned = append(cleaned, p.Name)
+		return nil
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.adopt(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if len(cleaned) != 1 || cleaned[0] != "torn" {
+		t.Errorf("cleaned %q", cleaned)
+	}
+}
