@@ -50,7 +50,7 @@ type DeclaredGuest struct {
 	Backend Backend
 
 	// Guest is the defaults of [guest], overlaid with the guest's own keys. Its
-	// NIC is the model of network cards that name none.
+	// NIC is the model of network cards that name none; Timeout is 0.
 	Guest
 	CPU      string // QEMU's CPU model; empty: the host's with KVM, else all that emulation has
 	TPM      bool
@@ -190,6 +190,7 @@ func CheckName(s string) error {
 
 // newGuest is a guest of which the file says nothing.
 func newGuest(name string, defaults Guest) DeclaredGuest {
+	defaults.Timeout = 0 // nobody waits for a guest that is kept
 	return DeclaredGuest{
 		Name: name, Guest: defaults, Graphics: GraphicsNone, Boot: BootNetwork,
 		Restart: RestartOnFailure, RestartDelay: 5 * time.Second, RestartMax: 5 * time.Minute, StopTimeout: time.Minute,

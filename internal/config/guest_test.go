@@ -142,6 +142,10 @@ func TestGuestMistakes(t *testing.T) {
 		{"chain and profile", vm + "profile = \"default\"\nchain_url = \"http://1.2.3.4/\"\n" + card, []string{"4:13: guest.a.chain_url: is given beside profile"}},
 		{"chain and direct", vm + "boot = \"direct\"\nchain_url = \"http://1.2.3.4/\"\n", []string{`4:13: guest.a.chain_url: is for boots over the network, and boot is "direct"`}},
 		{"chain of UEFI", vm + "firmware = \"uefi\"\nchain_url = \"http://1.2.3.4/\"\n[[guest.a.nic]]\nuser = true\n", []string{"4:13: guest.a.chain_url: is handed to UEFI by the servers of a segment, and the guest is on none"}},
+		{"how long a boot may take", tiny + "timeout = \"1m\"\n", []string{"3:1: guest.a.timeout: is not a key of ecboot's; timeout belongs in [guest]"}},
+		{"words behind a chain", vm + "append = \"quiet\"\nchain_url = \"http://1.2.3.4/\"\n" + card, []string{"3:10: guest.a.append: is for the kernel of a profile, and chain_url is in its place; leave out one of the two"}},
+		{"words for the disk", vm + "append = \"quiet\"\nprofile = \"local\"\n" + card, []string{"3:10: guest.a.append: is for the kernel of a profile, and local has none; leave it out"}},
+		{"words for a script", "[profile.menu]\nscript = \"m\"\n" + vm + "append = \"quiet\"\nprofile = \"menu\"\n" + card, []string{"5:10: guest.a.append: is for the kernel of a profile, and menu has none; leave it out"}},
 		{"chain to nowhere", vm + "chain_url = \"\"\n" + card, []string{`3:13: guest.a.chain_url: "" does not begin with http://, https:// or tftp://`}},
 		{"chain to two words", vm + "chain_url = \"http://h/a b\"\n" + card, []string{`is not a URL`}},
 		{"chain to a file", vm + "chain_url = \"file:///x\"\n" + card, []string{`does not begin with http://`}},
@@ -288,7 +292,7 @@ base_mac = "02:02:02:00:00:00"
 	web.Disks = []GuestDisk{{Format: "qcow2", Size: 16 << 30, Bus: "virtio"}, {Path: "/etc/ecboot/a.iso", Format: "raw", ISO: true, Bus: "ide"}, {Base: "/b.qcow2", Format: "qcow2", Bus: "scsi"}}
 	web.Shares = []GuestShare{{Source: "/etc/ecboot/www", Target: "www", ReadOnly: true}}
 	web.ZFS = []GuestZFS{{"/persist", "tank", "safe/web", ""}, {"/logs", "tank", "logs", "/var/log/web"}}
-	small := newGuest("small", Guest{Arch: "amd64", Memory: 1 << 30, CPUs: 4, Accel: "auto", Timeout: 5 * time.Minute})
+	small := newGuest("small", Guest{Arch: "amd64", Memory: 1 << 30, CPUs: 4, Accel: "auto"})
 	small.Backend, small.Node, small.Boot, small.Graphics = BackendMicroVM, "tiny", BootDirect, ""
 	dns := newGuest("dns", Guest{})
 	dns.Backend, dns.Root, dns.Boot, dns.Graphics = BackendContainer, "/etc/ecboot/dns.squashfs", "", ""
@@ -311,6 +315,22 @@ base_mac = "02:02:02:00:00:00"
 	}
 	if g, ok := c.DeclaredGuest("dns"); !ok || g.VM() {
 		t.Errorf("%+v", g)
+	}
+}
+
+// TestInheritedAppend keeps the words of [guest] from guests without a kernel of
+// ours, which are not to get a profile of their own for them.
+func TestInheritedAppend(t *testing.T) {
+	c, err := Parse("f", []byte("[guest]\nappend = \"quiet\"\n[profile.menu]\nscript = \"m\"\n"+vm+card+
+		strings.ReplaceAll(vm+"profile = \"local\"\n"+card, ".a", ".disk")+strings.ReplaceAll(vm+"profile = \"menu\"\n"+card, ".a", ".menu")+
+		strings.ReplaceAll(vm+"chain_url = \"http://1.2.3.4/\"\n"+card, ".a", ".chain")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []string{"quiet", "", "", ""} {
+		if g := c.Guests[i]; g.Append != want {
+			t.Errorf("%s has %q, want %q", g.Name, g.Append, want)
+		}
 	}
 }
 

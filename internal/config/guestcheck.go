@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"net/url"
@@ -70,8 +71,10 @@ func (r *reader) checkGuests(c *Config) {
 		case BackendQEMU:
 			k.firmware()
 			k.boot()
+			k.appended()
 		case BackendMicroVM:
 			k.kernel()
+			k.appended()
 		}
 	}
 	r.checkNames(c)
@@ -116,7 +119,7 @@ func (k guestCheck) foreignKeys() {
 		const what = "is for virtual machines"
 		complain(what, "leave it out; "+k.key("limits")+" bounds what a container may use", "memory", "cpus")
 		complain(what, "leave it out; a container starts from root", "disk", "boot", "profile", "chain_url")
-		complain(what, leave, "arch", "firmware", "secure_boot", "machine", "rom", "accel", "timeout", "append", "cpu", "tpm", "graphics", "user")
+		complain(what, leave, "arch", "firmware", "secure_boot", "machine", "rom", "accel", "append", "cpu", "tpm", "graphics", "user")
 	}
 	if k.g.Backend == BackendMicroVM {
 		const what = "is for virtual machines with firmware"
@@ -255,14 +258,33 @@ func (k guestCheck) profile() {
 // kernel wants a profile that can be booted directly.
 func (k guestCheck) kernel() {
 	k.profile()
-	name := k.g.Profile
-	if name == "" {
-		name = DefaultProfile
-	}
-	p, there := k.c.Profiles[name]
-	if there && k.ok(join("profile", name)) && p.Kernel == "" || name == boot.LocalName {
+	if name := cmp.Or(k.g.Profile, DefaultProfile); k.kernelless(name) {
 		k.wrong("profile", name+" has no kernel that could be booted directly", "choose a profile with a kernel")
 	}
+}
+
+// kernelless reports whether the profile of this name is known to have no kernel.
+func (k guestCheck) kernelless(name string) bool {
+	p, there := k.c.Profiles[name]
+	return there && k.ok(join("profile", name)) && p.Kernel == "" || name == boot.LocalName
+}
+
+// appended wants a kernel for the words of append. Those of [guest] are for the
+// guests that have one.
+func (k guestCheck) appended() {
+	why, instead := "", ""
+	switch name := cmp.Or(k.g.Profile, DefaultProfile); {
+	case k.g.ChainURL != "":
+		why, instead = "chain_url is in its place", "leave out one of the two"
+	case k.kernelless(name):
+		why, instead = name+" has none", "leave it out"
+	default:
+		return
+	}
+	if k.said("append") && k.ok(k.key("profile")) {
+		k.wrong("append", "is for the kernel of a profile, and "+why, instead)
+	}
+	k.g.Append = ""
 }
 
 // checkNames wants names that differ in more than case, and host names that

@@ -12,6 +12,7 @@ func guestSection(s *section, c *Config) {
 	firmwareKeys(s, &c.Guest)
 	machineTypeKeys(s, &c.Guest)
 	key(s, "nic", deviceModel, &c.Guest.NIC)
+	key(s, "timeout", bootTimeout, &c.Guest.Timeout)
 	key(s, "base_mac", macAddress, &c.BaseMAC)
 	guestTables(s, c)
 	s.end()
@@ -23,7 +24,6 @@ func machineTypeKeys(s *section, g *Guest) {
 	key(s, "memory", guestMemory, &g.Memory)
 	key(s, "cpus", cpuCount, &g.CPUs)
 	key(s, "accel", oneOf("auto", "kvm", "tcg"), &g.Accel)
-	key(s, "timeout", bootTimeout, &g.Timeout)
 	key(s, "append", optional(kernelWords), &g.Append)
 }
 
