@@ -106,6 +106,26 @@ func TestPlanContainer(t *testing.T) {
 	}
 }
 
+// TestNoScreen wants to be told by which key a guest gets a screen.
+func TestNoScreen(t *testing.T) {
+	g := config.DeclaredGuest{Name: "web", Backend: config.BackendQEMU, Graphics: config.GraphicsVNC}
+	if p := planGuest(g, planGround); lacksScreen(p) {
+		t.Error("VNC is no screen")
+	}
+	g.Graphics = config.GraphicsNone
+	want := `web has no screen: write graphics = "vnc" in [guest.web], then 'ecboot guest restart web'`
+	if p := planGuest(g, planGround); !lacksScreen(p) || noScreen(p).Error() != want {
+		t.Error(noScreen(p))
+	}
+	g.Backend = config.BackendMicroVM
+	if p := planGuest(g, planGround); !lacksScreen(p) || !strings.Contains(noScreen(p).Error(), "look at its console") {
+		t.Error(noScreen(p))
+	}
+	if p := planGuest(config.DeclaredGuest{Name: "box", Backend: config.BackendContainer}, planGround); lacksScreen(p) {
+		t.Error("a container is a virtual machine")
+	}
+}
+
 func TestGuestDigest(t *testing.T) {
 	g := config.DeclaredGuest{Name: "a"}
 	later := g

@@ -135,8 +135,26 @@ func (u *upGuests) Log(ctx context.Context, name string, lines int) ([]byte, err
 }
 
 func (u *upGuests) Screenshot(ctx context.Context, name string) ([]byte, error) {
+	for _, st := range u.sup.List() {
+		if st.Name == name && lacksScreen(st.Plan) {
+			return nil, noScreen(st.Plan)
+		}
+	}
 	png, err := u.sup.Screenshot(ctx, name)
 	return png, translate(err)
+}
+
+// lacksScreen reports whether a virtual machine runs without a screen. Containers
+// say so themselves.
+func lacksScreen(p keeper.Plan) bool { return p.VM != nil && p.VM.VNC == "" }
+
+// noScreen says how a guest that runs by this plan gets a screen.
+func noScreen(p keeper.Plan) error {
+	if p.Backend == string(config.BackendMicroVM) {
+		return fmt.Errorf("%s has no screen: a microvm never has one, look at its console", p.Name)
+	}
+	return fmt.Errorf("%s has no screen: write graphics = %q in [%s], then 'ecboot guest restart %s'",
+		p.Name, config.GraphicsVNC, config.KeyPath("guest", p.Name), p.Name)
 }
 
 var _ api.Guests = (*upGuests)(nil)

@@ -47,7 +47,7 @@ read_only = true
 	verb(0, "show a", "segment lab  02:01:27:", "qemu-system-x86_64 ")
 	verb(0, "exec-args a", "-name guest=a", "-machine microvm")
 	verb(1, "start screen broken", "screen: started", "broken: /no/such.raw does not exist")
-	verb(1, "screenshot a -", "no screen")
+	verb(1, "screenshot a -", "no screen: a microvm never has one")
 	if _, err := png.Decode(bytes.NewReader([]byte(verb(0, "screenshot screen -").stdout))); err != nil {
 		t.Errorf("the picture: %v", err)
 	}
