@@ -806,6 +806,17 @@ func TestGuestImport(t *testing.T) {
 		t.Errorf("half of it was taken: %s", stored())
 	}
 	run("web 02:01:27:00:00:04\n", "--replace", "-o", "json").want(t, 0, `"name": "web"`, `"done": "replaced"`, `"declared": true`)
+	// A second card goes by the name alone where the first has an address.
+	mail := "[guest.mail]\nbackend = \"microvm\"\nnic = [{segment = \"private\", mac = \"02:01:27:00:01:01\"}, {user = true}]\n"
+	if err := os.WriteFile(file, []byte(text+mail), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	first, second := boot.MAC{2, 1, 0x27, 0, 1, 1}, boot.MAC{2, 1, 0x27, 0, 1, 2}
+	f.mu.Lock()
+	f.guests = append(f.guests, api.Guest{Name: "mail", State: api.Running, NICs: []api.NIC{{MAC: &first}, {MAC: &second}}})
+	f.mu.Unlock()
+	run("mail 02:01:27:00:01:03\n").want(t, exitFailed, "mail runs with 02:01:27:00:01:02, which would become 02:01:27:00:01:03")
+	run("mail 02:01:27:00:01:02\n").want(t, 0, "mail  02:01:27:00:01:02  added")
 	ecboot(t, "guest", "import", "--config", file, "/no/such").want(t, exitUsage, "/no/such")
 	ecboot(t, "guest", "import", "--config", file).want(t, exitUsage, "accepts 1 arg")
 }

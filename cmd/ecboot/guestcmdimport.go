@@ -14,6 +14,7 @@ import (
 
 	"github.com/every-channel/ecboot/internal/api"
 	"github.com/every-channel/ecboot/internal/boot"
+	"github.com/every-channel/ecboot/internal/config"
 	declared "github.com/every-channel/ecboot/internal/guest"
 )
 
@@ -29,7 +30,7 @@ each guest, such as web = "02:01:27:a1:f0:c0" or web 02:01:27:a1:f0:c0; web/1 is
 second network card of web. All of it is taken, or nothing: every conflict is
 reported, and no guest that runs gets another address.`,
 		Example: `  ecboot guest import macs.json
-  ip -json link | jq 'map({(.ifalias // .ifname): .address}) | add' | ecboot guest import -`,
+  echo 'web 02:01:27:a1:f0:c0' | ecboot guest import -`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			path, err := guestConfig(cmd.Context(), *configPath)
@@ -50,7 +51,7 @@ reported, and no guest that runs gets another address.`,
 			case err != nil:
 				return err
 			default:
-				if err := keepsRunning(s.guests, macs); err != nil {
+				if err := keepsRunning(cfg, s.guests, macs); err != nil {
 					return err
 				}
 			}
@@ -94,18 +95,22 @@ func readMACs(file string, stdin io.Reader) (map[string]boot.MAC, error) {
 
 // keepsRunning refuses to change the address of a guest that runs: its network
 // card and its leases have the one that it was started with.
-func keepsRunning(guests []api.Guest, macs map[string]boot.MAC) error {
+func keepsRunning(cfg *config.Config, guests []api.Guest, macs map[string]boot.MAC) error {
 	var errs []error
 	for _, g := range guests {
 		if !isUp(g) && g.State != api.Stopping {
 			continue
 		}
-		for i, n := range g.NICs {
-			name := g.Name
-			if i > 0 {
-				name = fmt.Sprintf("%s/%d", g.Name, i)
+		d, ok := cfg.DeclaredGuest(g.Name)
+		if !ok {
+			continue // it is to end, and may have another address when it is back
+		}
+		for i, name := range declared.CardNames(*d) {
+			if i >= len(g.NICs) || g.NICs[i].MAC == nil {
+				continue
 			}
-			if mac, ok := macs[name]; ok && n.MAC != nil && mac != *n.MAC {
+			n := g.NICs[i]
+			if mac, ok := macs[name]; ok && mac != *n.MAC {
 				errs = append(errs, fmt.Errorf("%s runs with %v, which would become %v: 'ecboot guest stop %s' first", name, n.MAC, mac, g.Name))
 			}
 		}

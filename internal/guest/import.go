@@ -202,7 +202,7 @@ func merge(c *config.Config, persisted, macs map[string]boot.MAC, replace bool) 
 		}
 		if !declared {
 			done.Undeclared = append(done.Undeclared, name)
-		} else if !slices.Contains(cardNames(*g), name) {
+		} else if !slices.Contains(CardNames(*g), name) {
 			conflict("%s is not assigned an address: the configuration writes those of its network cards", name)
 		}
 		after[name] = m

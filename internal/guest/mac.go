@@ -112,7 +112,7 @@ func Assign(c *config.Config, persisted map[string]boot.MAC) (map[string]boot.MA
 	maps.Copy(known, macs)
 	for i := range c.Guests {
 		g := &c.Guests[i]
-		names := cardNames(*g)
+		names := CardNames(*g)
 		g.NICs = slices.Clone(g.NICs)
 		for j, name := range names {
 			if name != "" {
@@ -123,9 +123,9 @@ func Assign(c *config.Config, persisted map[string]boot.MAC) (map[string]boot.MA
 	return known, nil
 }
 
-// cardNames is under which name each network card of a guest is assigned an
+// CardNames is under which name each network card of a guest is assigned an
 // address; empty where the configuration has one.
-func cardNames(g config.DeclaredGuest) []string {
+func CardNames(g config.DeclaredGuest) []string {
 	names := make([]string, len(g.NICs))
 	first := true
 	for i, nic := range g.NICs {
@@ -143,7 +143,7 @@ func cardNames(g config.DeclaredGuest) []string {
 
 func wanted(guests []config.DeclaredGuest) (firsts, others []string) {
 	for _, g := range guests {
-		for _, name := range cardNames(g) {
+		for _, name := range CardNames(g) {
 			switch {
 			case name == "":
 			case name == g.Name:
