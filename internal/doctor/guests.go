@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 )
 
@@ -80,19 +81,29 @@ func (env Env) accounts() Check {
 	if env.OperatorGroup == "" {
 		return c.is(Skip, "not looked for", "")
 	}
-	const user = "ecboot-guest"
-	var missing []string
-	for _, entry := range []struct{ file, what, name string }{{"/etc/passwd", "user", user}, {"/etc/group", "group", env.OperatorGroup}} {
+	const user, group = "ecboot-guest", "ecboot" // which 'ecboot install' knows
+	var missing, mend []string
+	for _, entry := range []struct{ file, what, name, so, made string }{
+		{"/etc/passwd", "user", user, "QEMU runs as nobody", user},
+		{"/etc/group", "group", env.OperatorGroup, "only root drives guests", group},
+	} {
 		data, err := os.ReadFile(env.Root + entry.file)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return c.is(Skip, err.Error(), "")
 		}
 		if !strings.Contains("\n"+string(data), "\n"+entry.name+":") {
-			missing = append(missing, fmt.Sprintf("no %s %s", entry.what, entry.name))
+			missing = append(missing, fmt.Sprintf("no %s %s, so %s", entry.what, entry.name, entry.so))
+			how := "'ecboot install', and what it says to do next"
+			if entry.name != entry.made {
+				how = "groupadd --system " + entry.name
+			}
+			if !slices.Contains(mend, how) {
+				mend = append(mend, how)
+			}
 		}
 	}
 	if len(missing) == 0 {
 		return c.is(OK, fmt.Sprintf("QEMU runs as %s; the group %s may drive guests", user, env.OperatorGroup), "")
 	}
-	return c.is(Warn, strings.Join(missing, ", ")+": QEMU runs as nobody then, and only root drives guests", "'ecboot install' makes them")
+	return c.is(Warn, strings.Join(missing, "; "), strings.Join(mend, "; "))
 }
