@@ -21,6 +21,7 @@ import (
 
 	"github.com/every-channel/ecboot/internal/api"
 	"github.com/every-channel/ecboot/internal/config"
+	"github.com/every-channel/ecboot/internal/durable"
 )
 
 func newGuestEditCommand(configPath *string) *cobra.Command {
@@ -257,19 +258,11 @@ func replace(path, with string) error {
 		return err
 	}
 	// The owner first: a change of it may take bits off the mode.
-	err = errors.Join(f.Chown(int(st.Uid), int(st.Gid)), f.Chmod(fs.FileMode(st.Mode&0o777)), f.Sync())
-	if err = errors.Join(err, f.Close()); err != nil {
+	if err := errors.Join(f.Chown(int(st.Uid), int(st.Gid)), f.Chmod(fs.FileMode(st.Mode&0o777))); err != nil {
+		f.Close()
 		return err
 	}
-	if err := os.Rename(with, path); err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	return dir.Sync()
+	return durable.Replace(f, path)
 }
 
 // changes tells what differs between two configurations as they are in effect;

@@ -53,8 +53,9 @@ var layers = []layer{
 	{pkg: "internal/lan", why: whyPart},
 	{pkg: "internal/zfs", why: whyPart},
 	{pkg: "internal/nspawn", why: whyPart},
-	{pkg: "internal/keeper", ours: []string{"internal/nspawn", "internal/timeline", "vmm"}, why: "it runs what it is told to, and what a guest is made of is passed to it"},
-	{pkg: "internal/supervise", ours: []string{"internal/keeper", "internal/timeline"}, why: "it decides when guests start and stop; what a guest is made of is prepared by cmd/ecboot"},
+	{pkg: "internal/durable", why: whyPart},
+	{pkg: "internal/keeper", ours: []string{"internal/durable", "internal/nspawn", "internal/timeline", "vmm"}, why: "it runs what it is told to, and what a guest is made of is passed to it"},
+	{pkg: "internal/supervise", ours: []string{"internal/durable", "internal/keeper", "internal/timeline"}, why: "it decides when guests start and stop; what a guest is made of is prepared by cmd/ecboot"},
 	{pkg: "internal/scope", why: whyPart},
 	{pkg: "internal/sdnotify", why: whyPart},
 	{pkg: "dist", std: true, why: whyPart},
@@ -63,8 +64,8 @@ var layers = []layer{
 	{pkg: "internal/config", ours: []string{"internal/boot"},
 		why: "each package has a small config of its own, into which cmd/ecboot translates the file's"},
 
-	{pkg: "internal/guest", ours: []string{"internal/boot", "internal/config"}, why: "it decides on the addresses of guests that the configuration declares, and runs none"},
-	{pkg: "internal/fleet", ours: []string{"internal/boot", "internal/config"}, why: "it lays what was said at run time over the configuration"},
+	{pkg: "internal/guest", ours: []string{"internal/boot", "internal/config", "internal/durable"}, why: "it decides on the addresses of guests that the configuration declares, and runs none"},
+	{pkg: "internal/fleet", ours: []string{"internal/boot", "internal/config", "internal/durable"}, why: "it lays what was said at run time over the configuration"},
 	{pkg: "internal/api", ours: []string{"internal/boot", "internal/timeline"}, why: "what it tells is passed to it, so that it can serve any of the parts"},
 
 	{pkg: "initramfs/guest", why: "its source travels inside the ecboot binary and is compiled where nothing else of ecboot is"},

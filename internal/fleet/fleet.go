@@ -11,13 +11,11 @@ import (
 	"io/fs"
 	"maps"
 	"os"
-	"path/filepath"
 	"slices"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/every-channel/ecboot/internal/boot"
 	"github.com/every-channel/ecboot/internal/config"
+	"github.com/every-channel/ecboot/internal/durable"
 )
 
 // schema is raised when a field changes its meaning.
@@ -73,17 +71,11 @@ func parse(name string, data []byte) (State, error) {
 // Update changes the file by change, under a lock that all processes respect:
 // whole or, when change fails, not at all.
 func (s Store) Update(change func(*State) error) error {
-	if err := os.MkdirAll(filepath.Dir(s.Path), 0o755); err != nil {
-		return fmt.Errorf("machines: %w", err)
-	}
-	lock, err := os.OpenFile(s.Path+".lock", os.O_CREATE|os.O_RDWR, 0o600)
+	unlock, err := durable.Lock(s.Path)
 	if err != nil {
 		return fmt.Errorf("machines: %w", err)
 	}
-	defer lock.Close()
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
-		return fmt.Errorf("machines: lock %s: %w", lock.Name(), err)
-	}
+	defer unlock()
 	st, err := s.Load()
 	if err != nil {
 		return err
@@ -91,27 +83,7 @@ func (s Store) Update(change func(*State) error) error {
 	if err := change(&st); err != nil {
 		return err
 	}
-	return s.write(st)
-}
-
-func (s Store) write(st State) error {
-	data, err := json.MarshalIndent(st, "", "  ")
-	if err != nil {
-		return err
-	}
-	tmp, err := os.OpenFile(s.Path+".new", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o644)
-	if err != nil {
-		return fmt.Errorf("machines: %w", err)
-	}
-	_, err = tmp.Write(append(data, '\n'))
-	if err == nil {
-		err = tmp.Sync()
-	}
-	if err = errors.Join(err, tmp.Close()); err == nil {
-		err = os.Rename(tmp.Name(), s.Path)
-	}
-	if err != nil {
-		os.Remove(tmp.Name())
+	if err := durable.WriteJSON(s.Path, st, 0o644); err != nil {
 		return fmt.Errorf("machines: %w", err)
 	}
 	return nil

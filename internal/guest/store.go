@@ -10,10 +10,9 @@ import (
 	"path/filepath"
 	"slices"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/every-channel/ecboot/internal/boot"
 	"github.com/every-channel/ecboot/internal/config"
+	"github.com/every-channel/ecboot/internal/durable"
 )
 
 // storeSchema is raised when a field changes its meaning.
@@ -94,59 +93,22 @@ func checkMAC(m boot.MAC) error {
 	return nil
 }
 
-// Save replaces the file; it is on disk, the old or the new one, at any moment.
+// Save replaces the file.
 func (s MACStore) Save(macs map[string]boot.MAC) error {
-	if err := s.save(macs); err != nil {
+	if err := durable.WriteJSON(s.Path, stored{storeSchema, algorithm, macs}, 0o644); err != nil {
 		return fmt.Errorf("MAC addresses: %w", err)
 	}
 	return nil
 }
 
-func (s MACStore) save(macs map[string]boot.MAC) error {
-	data, err := json.MarshalIndent(stored{storeSchema, algorithm, macs}, "", "  ")
-	if err != nil {
-		return err
-	}
-	dir := filepath.Dir(s.Path)
-	tmp, err := os.CreateTemp(dir, filepath.Base(s.Path)+".new-*")
-	if err != nil {
-		return err
-	}
-	_, err = tmp.Write(append(data, '\n'))
-	err = errors.Join(err, tmp.Chmod(0o644), tmp.Sync(), tmp.Close())
-	if err == nil {
-		err = os.Rename(tmp.Name(), s.Path)
-	}
-	if err != nil {
-		os.Remove(tmp.Name())
-		return err
-	}
-	return syncDir(dir)
-}
-
-// syncDir makes a rename survive a power cut.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
-}
-
 // Update changes the file by change, whole or, when change fails, not at all. All
 // processes take turns.
 func (s MACStore) Update(change func(map[string]boot.MAC) (map[string]boot.MAC, error)) error {
-	if err := os.MkdirAll(filepath.Dir(s.Path), 0o755); err != nil {
-		return fmt.Errorf("MAC addresses: %w", err)
-	}
-	lock, err := os.OpenFile(s.Path+".lock", os.O_CREATE|os.O_RDWR, 0o600)
+	unlock, err := durable.Lock(s.Path)
 	if err != nil {
 		return fmt.Errorf("MAC addresses: %w", err)
 	}
-	defer lock.Close()
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
-		return fmt.Errorf("MAC addresses: lock %s: %w", lock.Name(), err)
-	}
+	defer unlock()
 	before, err := s.Load()
 	if err != nil {
 		return err

@@ -157,18 +157,6 @@ func readJSON(path string, into any) error {
 	return nil
 }
 
-// writeJSON writes a file whole or not at all.
-func writeJSON(path string, from any) error {
-	b, err := json.Marshal(from)
-	if err != nil {
-		return err
-	}
-	if err := os.WriteFile(path+".new", b, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(path+".new", path)
-}
-
 // readExit tells how the guest of a keeper that is gone ended.
 func readExit(dir string) Exit {
 	var e Exit

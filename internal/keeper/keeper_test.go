@@ -934,7 +934,7 @@ func TestOtherVersion(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	newer := bytes.Replace(b, []byte(`"Schema":1`), []byte(`"Schema":2`), 1)
+	newer := bytes.Replace(b, []byte(`"Schema": 1`), []byte(`"Schema": 2`), 1)
 	if err := os.WriteFile(filepath.Join(c.dir, planName), newer, 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -20,6 +20,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/every-channel/ecboot/internal/durable"
 	"github.com/every-channel/ecboot/internal/timeline"
 )
 
@@ -176,7 +177,7 @@ func (k *keeper) run(start func(context.Context) (guest, error), tell func(repor
 		k.linger(server)
 		return err
 	}
-	if err := writeJSON(filepath.Join(k.dir, planName), k.plan); err != nil {
+	if err := durable.WriteJSON(filepath.Join(k.dir, planName), k.plan, 0o600); err != nil {
 		return fail(err)
 	}
 	listener, err := listen(k.dir)
@@ -211,7 +212,7 @@ func (k *keeper) run(start func(context.Context) (guest, error), tell func(repor
 	<-g.Done()
 	detach()
 	k.conclude()
-	if err := writeJSON(filepath.Join(k.dir, exitName), k.exit); err != nil {
+	if err := durable.WriteJSON(filepath.Join(k.dir, exitName), k.exit, 0o600); err != nil {
 		k.log.Error("note the guest's end", "err", err)
 	}
 	k.linger(server)

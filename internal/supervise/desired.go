@@ -8,6 +8,8 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+
+	"github.com/every-channel/ecboot/internal/durable"
 )
 
 // desired is who is to run, as far as that was not left to the declaration. It
@@ -85,33 +87,12 @@ func (d *desired) forgetOwn() {
 func (d *desired) forget(name string) { delete(d.doc.Guests, name) }
 
 // save replaces the file as a whole.
-func (d *desired) save() (err error) {
+func (d *desired) save() error {
 	if d.path == "" {
 		return nil
 	}
-	data, err := json.MarshalIndent(d.doc, "", "  ")
-	if err != nil {
+	if err := os.MkdirAll(filepath.Dir(d.path), 0o755); err != nil {
 		return err
 	}
-	dir := filepath.Dir(d.path)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	f, err := os.CreateTemp(dir, ".guests-*")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			os.Remove(f.Name())
-		}
-	}()
-	_, err = f.Write(append(data, '\n'))
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), d.path)
+	return durable.WriteJSON(d.path, d.doc, 0o600)
 }
