@@ -181,7 +181,7 @@ func nearNames(names, all []string) []string {
 	far := map[string]int{}
 	for _, candidate := range all {
 		for _, name := range names {
-			d := distance(name, candidate)
+			d := config.EditDistance(name, candidate)
 			if d > 1+len(name)/4 && (name == "" || !strings.Contains(candidate, name)) {
 				continue
 			}
@@ -194,28 +194,6 @@ func nearNames(names, all []string) []string {
 		return cmp.Or(cmp.Compare(far[a], far[b]), strings.Compare(a, b))
 	})
 	return near[:min(len(near), 5)]
-}
-
-// distance is how many bytes must be put in, left out or replaced to make b of a
-// (Levenshtein).
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			replaced := diagonal
-			if a[i] != b[j] {
-				replaced++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(replaced, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
 }
 
 func newGuestListCommand() *cobra.Command {

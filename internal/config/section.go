@@ -344,7 +344,7 @@ func (s *section) suggest(name string) string {
 	}
 	best, distance := "", max(1, len(name)/3)+1
 	for _, k := range s.known {
-		if d := editDistance(name, k); d < distance {
+		if d := EditDistance(name, k); d < distance {
 			best, distance = k, d
 		}
 	}
@@ -382,8 +382,9 @@ func cutLast(path string) (before, after string, ok bool) {
 	return path[:i], path[i+1:], true
 }
 
-// editDistance counts the letters to insert, drop or change (Levenshtein).
-func editDistance(a, b string) int {
+// EditDistance counts the letters to insert, drop or change to make one name of
+// another (Levenshtein).
+func EditDistance(a, b string) int {
 	row := make([]int, len(b)+1)
 	for j := range row {
 		row[j] = j
