@@ -314,13 +314,18 @@ func (h *guestHost) prepare(ctx context.Context, g config.DeclaredGuest) (_ *sup
 	return p, nil
 }
 
-// join puts a keeper where the guest's limits hold.
+// join puts a keeper where the guest's limits hold, and has it hold the guest's
+// network: before anything of the guest starts, so that from then on the death
+// of this process takes nothing away from it.
 func (h *guestHost) join(g config.DeclaredGuest) func(pid int) (cgroup string, err error) {
 	return func(pid int) (string, error) {
 		s, err := h.scopes.Join(context.Background(), scope.Guest{
 			Name: g.Name, StopTimeout: g.StopTimeout,
 			Limits: scope.Limits{CPUPercent: g.Limits.CPU, Memory: int64(g.Limits.Memory), Tasks: g.Limits.Tasks, IOWeight: g.Limits.IOWeight},
 		}, pid)
+		if err == nil {
+			err = h.hold(g, pid)
+		}
 		return s.Cgroup, err
 	}
 }
@@ -417,14 +422,20 @@ func (h *guestHost) check(g config.DeclaredGuest, p keeper.Plan) (drift []string
 	return drift
 }
 
-// hold keeps the segments of a guest for as long as its keeper lives, whatever
-// becomes of this process.
-func (h *guestHost) hold(name string, pid int) error {
+// adopted has a keeper that an earlier supervisor has started hold its guest's
+// network here, too.
+func (h *guestHost) adopted(name string, pid int) error {
 	cfg, _ := h.inEffect()
 	g, ok := cfg.DeclaredGuest(name)
 	if !ok {
 		return nil // whoever started it has
 	}
+	return h.hold(*g, pid)
+}
+
+// hold keeps the segments of a guest for as long as its keeper lives, whatever
+// becomes of this process.
+func (h *guestHost) hold(g config.DeclaredGuest, pid int) error {
 	var errs []error
 	for _, nic := range g.NICs {
 		if one := h.stack.segment(nic.Segment); one != nil {

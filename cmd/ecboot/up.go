@@ -174,7 +174,7 @@ func up(ctx context.Context, o upOptions, stderr io.Writer) (err error) {
 	host := &guestHost{dirs: where, stack: stack, scopes: scope.Here(), log: log}
 	sup, err := supervise.New(supervise.Config{
 		Dir: filepath.Join(where.Run, guestsDir), State: filepath.Join(stateDir(cfg), "guests.json"), Boot: bootID(),
-		Timeline: stack.timeline, Log: log, OnStart: host.hold, Clean: host.clean,
+		Timeline: stack.timeline, Log: log, OnAdopt: host.adopted, Clean: host.clean,
 	})
 	if err != nil {
 		return err

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -23,6 +24,7 @@ type upHost struct {
 	*nettest.Host
 	dir    string // of the configuration and the state
 	config string
+	env    []string // of its ecboots, more
 }
 
 // newUpHost makes one with a configuration, whose state directory is filled in.
@@ -70,7 +72,7 @@ func (u *upHost) command(t *testing.T, args ...string) *exec.Cmd {
 		t.Fatal(err)
 	}
 	cmd := u.Command(t.Context(), exe, append(args, "--config", u.config)...)
-	cmd.Env = append(os.Environ(), mainVar+"=1")
+	cmd.Env = slices.Concat(os.Environ(), []string{mainVar + "=1"}, u.env)
 	cmd.Dir = u.dir
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	return cmd
@@ -222,6 +224,71 @@ segment = "lab"
 	}
 	s = u.up(t)
 	s.until(t, "runs on as process "+strconv.Itoa(again.PID))
+	s.cmd.Process.Signal(syscall.SIGTERM)
+	if code := s.end(t); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	u.wantNothing(t)
+}
+
+// A supervisor that is killed while a guest starts leaves it its network.
+func TestUpKilledDuringAStart(t *testing.T) {
+	t.Parallel()
+	u := newUpHost(t, "early", `
+[segment.lan]
+parent = "eth0"
+address = "10.77.0.1/24"
+allow_other_dhcp = true
+[guest.early]
+backend = "qemu"
+memory = "128M"
+autostart = true
+stop_timeout = "1s"
+[[guest.early.nic]]
+segment = "lan"
+`)
+	nettest.Bridge(t, "early", "")
+	nettest.Connect(t, "early", u.Host, "eth0")
+	// A QEMU that waits until it is let go. Its user is nobody.
+	bin, err := os.MkdirTemp("", "ecboot-test-*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(bin) })
+	qemu, err := exec.LookPath("qemu-system-x86_64")
+	if err != nil {
+		t.Fatal(err)
+	}
+	gate := filepath.Join(bin, "gate")
+	script := fmt.Sprintf("#!/bin/sh\nread -r go <%s\nexec %s \"$@\"\n", gate, qemu)
+	if err := errors.Join(os.Chmod(bin, 0o755), syscall.Mkfifo(gate, 0o644),
+		os.WriteFile(filepath.Join(bin, "qemu-system-x86_64"), []byte(script), 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	u.env = []string{"PATH=" + bin + ":" + os.Getenv("PATH")}
+	s := u.up(t)
+	waits := make(chan *os.File, 1)
+	go func() {
+		f, _ := os.OpenFile(gate, os.O_WRONLY, 0) // when somebody reads there
+		waits <- f
+	}()
+	var open *os.File
+	select {
+	case open = <-waits:
+	case <-time.After(2 * time.Minute):
+	}
+	if open == nil {
+		t.Fatal("no QEMU is started")
+	}
+	defer open.Close()
+	s.cmd.Process.Kill()
+	s.cmd.Wait()
+
+	s = u.up(t)
+	s.until(t, "early guest")
+	fmt.Fprintln(open, "go")
+	s.until(t, "ipxe.ack")
+	s.awaitGuest(t, "early", func(g api.Guest) bool { return g.State == api.Running && g.PID != 0 })
 	s.cmd.Process.Signal(syscall.SIGTERM)
 	if code := s.end(t); code != 0 {
 		t.Errorf("exit code %d", code)

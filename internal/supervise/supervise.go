@@ -51,8 +51,8 @@ func (g *Guest) policy() Policy { return Policy{g.Restart, g.RestartDelay, g.Res
 type Prepared struct {
 	Plan keeper.Plan
 	Taps []*os.File // the supervisor closes them
-	// Join puts a process, the keeper, where the guest's limits hold, and
-	// returns the cgroup for what it starts. May be nil.
+	// Join puts a process, the keeper, where it belongs before anything of the
+	// guest starts, and returns the cgroup for that. May be nil.
 	Join func(pid int) (cgroup string, err error)
 }
 
@@ -65,9 +65,9 @@ type Config struct {
 	Timeline *timeline.Recorder // what is decided is recorded there; nil: nowhere
 	Log      *slog.Logger       // nil: silent
 
-	// OnStart is told of every keeper that runs, adopted ones included,
-	// before its guest counts as running. May be nil.
-	OnStart func(name string, pid int) error
+	// OnAdopt is told of every keeper that is taken over, before its guest
+	// counts as running. May be nil.
+	OnAdopt func(name string, pid int) error
 	// Clean takes back what Prepare has made for a guest that has ended, or
 	// was not started; this supervisor need not have started it. May be nil.
 	Clean func(keeper.Plan) error
@@ -188,8 +188,10 @@ func (s *Supervisor) adoptOne(ctx context.Context, f found) {
 	if f.in != nil && err == nil {
 		r, err = newRun(ctx, f.in)
 	}
-	if r != nil && s.cfg.OnStart != nil {
-		err = s.cfg.OnStart(f.name, r.pid)
+	if r != nil && s.cfg.OnAdopt != nil {
+		if err := s.cfg.OnAdopt(f.name, r.pid); err != nil {
+			s.cfg.Log.Error("what a guest that runs needs may go with this process", "guest", f.name, "error", err)
+		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -200,7 +202,7 @@ func (s *Supervisor) adoptOne(ctx context.Context, f found) {
 		s.guests[g.Name] = g
 	}
 	switch {
-	case err != nil && r == nil && f.in != nil:
+	case err != nil && f.in != nil:
 		g.life = g.life.enter(Failed, time.Now())
 		g.life.Reason = fmt.Sprintf("a keeper holds it that cannot be talked to: %v; end it by hand, see %s", err, filepath.Join(s.cfg.Dir, f.name))
 		s.fail(g, g.life.Reason)
@@ -229,7 +231,11 @@ func (s *Supervisor) adoptOne(ctx context.Context, f found) {
 	}
 	g.life = g.life.enter(Running, r.since)
 	g.run = r
-	s.say(g, fmt.Sprintf("runs on as process %d, since %s", r.process, r.since.Format(time.DateTime)))
+	what := fmt.Sprintf("runs on as process %d", r.process)
+	if r.process == 0 {
+		what = "is still being started"
+	}
+	s.say(g, what+", since "+r.since.Format(time.DateTime))
 	s.follow(g, r)
 }
 
@@ -489,21 +495,13 @@ func (s *Supervisor) launch(ctx context.Context, g Guest) (*run, error) {
 		s.clean(p.Plan)
 		return nil, err
 	}
-	fail := func(err error) (*run, error) {
+	r, err := newRun(ctx, instance)
+	if err != nil {
 		err = errors.Join(err, instance.Kill(s.ctx))
 		<-instance.Done()
 		instance.Forget()
 		s.clean(p.Plan)
 		return nil, err
-	}
-	r, err := newRun(ctx, instance)
-	if err != nil {
-		return fail(err)
-	}
-	if s.cfg.OnStart != nil {
-		if err := s.cfg.OnStart(g.Name, r.pid); err != nil {
-			return fail(err)
-		}
 	}
 	return r, nil
 }
@@ -614,11 +612,15 @@ func (s *Supervisor) Check() {
 		if j.check != nil {
 			drift = j.check(j.r.plan)
 		}
-		if st, err := j.r.Status(s.ctx); err == nil && st.Trouble != "" { // one that cannot answer has ended
+		st, err := j.r.Status(s.ctx) // one that cannot answer has ended
+		if err == nil && st.Trouble != "" {
 			drift = append(drift, st.Trouble)
 		}
 		s.mu.Lock()
 		if j.g.run == j.r {
+			if err == nil && j.r.process == 0 { // it was taken over while it started
+				j.r.process, j.r.command = st.PID, st.Command
+			}
 			for _, d := range drift {
 				if !slices.Contains(j.g.drift, d) {
 					s.fail(j.g, d)
