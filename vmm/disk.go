@@ -285,7 +285,7 @@ func (m *Machine) awaitRoom() {
 			err = m.qmp.execute(context.Background(), "cont", nil, nil)
 		}
 		if err != nil {
-			return // QEMU has ended
+			continue // it has ended, or is busy
 		}
 		if status != "io-error" && m.gotOn(pauses) {
 			m.opts.Log.Info("machine goes on: there is room again", "machine", m.opts.Machine)
