@@ -223,7 +223,10 @@ func (m *Machine) describe() string {
 func (m *Machine) supervise(events <-chan struct{}) {
 	<-m.proc.done
 	for _, h := range m.helpers {
-		m.complaint = cmp.Or(m.complaint, h.complaint())
+		// One that ended well has seen QEMU's end, maybe before we did.
+		if said := h.complaint(); said != "" && !h.proc.cmd.ProcessState.Success() {
+			m.complaint = cmp.Or(m.complaint, said)
+		}
 		h.proc.kill()
 		<-h.proc.done
 	}
