@@ -16,8 +16,6 @@ import (
 	"strings"
 	"sync"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/every-channel/ecboot/internal/boot"
 	"github.com/every-channel/ecboot/internal/config"
 	"github.com/every-channel/ecboot/internal/keeper"
@@ -88,7 +86,7 @@ func (h *guestHost) survey(ctx context.Context, g config.DeclaredGuest) (on grou
 	if on.accel, err = h.accel(ctx, g); err != nil {
 		return on, err
 	}
-	if on.credential, err = guestUser(g.User, on.accel); err != nil {
+	if on.credential, err = guestUser(g.User); err != nil {
 		return on, err
 	}
 	if g.Firmware != "" && g.Firmware != "bios" {
@@ -120,7 +118,7 @@ var guestUsers = []string{"ecboot-guest", "nobody"}
 
 // guestUser is who a guest's QEMU runs as: as itself where this process is not
 // root.
-func guestUser(name string, accel vmm.Accel) (*vmm.Credential, error) {
+func guestUser(name string) (*vmm.Credential, error) {
 	if os.Geteuid() != 0 {
 		return nil, nil
 	}
@@ -146,12 +144,7 @@ func guestUser(name string, accel vmm.Accel) (*vmm.Credential, error) {
 	if err != nil {
 		return nil, fmt.Errorf("user %s: %w", u.Username, err)
 	}
-	c := &vmm.Credential{UID: uint32(uid), GID: uint32(gid)}
-	var kvm unix.Stat_t
-	if accel == vmm.AccelKVM && unix.Stat("/dev/kvm", &kvm) == nil && kvm.Gid != 0 {
-		c.Groups = []uint32{kvm.Gid} // QEMU opens it itself
-	}
-	return c, nil
+	return &vmm.Credential{UID: uint32(uid), GID: uint32(gid)}, nil
 }
 
 // port tells how guests are tied to a segment.
