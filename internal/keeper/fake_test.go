@@ -10,7 +10,6 @@ import (
 	"net"
 	"os"
 	"runtime"
-
 	"strconv"
 	"strings"
 	"sync"
@@ -57,6 +56,9 @@ func launchFake(ctx context.Context, p Plan, taps []*os.File, events *timeline.R
 	case "hangs":
 		<-ctx.Done()
 		return nil, ctx.Err()
+	case "tidies":
+		<-ctx.Done()
+		return nil, errors.Join(ctx.Err(), os.WriteFile(p.LogFile+".tidied", nil, 0o600))
 	case "late":
 		<-ctx.Done() // and starts all the same
 	case "crashes":

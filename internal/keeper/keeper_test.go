@@ -284,13 +284,16 @@ func TestSpawnErrors(t *testing.T) {
 	}
 }
 
+// Whoever gives up a start waits until what it has begun is taken back.
 func TestSpawnCancelled(t *testing.T) {
 	t.Setenv(fakeVar, "1")
 	dir := filepath.Join(t.TempDir(), "box")
 	ctx, cancel := context.WithCancelCause(t.Context())
 	keeper := 0
 	why := errors.New("no more time")
-	_, err := Spawn(ctx, plan("hangs"), SpawnOptions{Dir: dir, Join: func(pid int) (string, error) {
+	p := plan("tidies")
+	p.LogFile = filepath.Join(t.TempDir(), "log")
+	_, err := Spawn(ctx, p, SpawnOptions{Dir: dir, Join: func(pid int) (string, error) {
 		keeper = pid
 		go func() {
 			for ctx.Err() == nil {
@@ -303,6 +306,31 @@ func TestSpawnCancelled(t *testing.T) {
 		return "", nil
 	}})
 	if !errors.Is(err, why) {
+		t.Errorf("error %v", err)
+	}
+	if unix.Kill(keeper, 0) == nil {
+		t.Error("the keeper lives")
+	}
+	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the directory is left: %v", err)
+	}
+	if _, err := os.Stat(p.LogFile + ".tidied"); err != nil {
+		t.Error(err)
+	}
+}
+
+// A keeper that does not hear that is killed.
+func TestSpawnCancelledForGood(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "box")
+	ctx, cancel := context.WithCancel(t.Context())
+	keeper := 0
+	_, err := Spawn(ctx, plan(""), SpawnOptions{Dir: dir, Join: func(pid int) (string, error) {
+		keeper = pid
+		cancel()
+		return "", unix.Kill(pid, unix.SIGSTOP)
+	}})
+	if !errors.Is(err, context.Canceled) {
 		t.Errorf("error %v", err)
 	}
 	if unix.Kill(keeper, 0) == nil {
@@ -809,7 +837,6 @@ func TestKeeperLogIsCapped(t *testing.T) {
 	}
 }
 
-// Whatever lies in the directory, what makes sense is found.
 // The lock is all that says that a keeper lives, and nothing else uses it.
 func TestLockIsNoGarbage(t *testing.T) {
 	c := spawnFake(t, "")
@@ -823,6 +850,7 @@ func TestLockIsNoGarbage(t *testing.T) {
 	}
 }
 
+// Whatever lies in the directory, what makes sense is found.
 func TestFindGarbage(t *testing.T) {
 	c := spawnFake(t, "")
 	base := filepath.Dir(c.dir)

@@ -167,7 +167,9 @@ func (k *child) command(ctx context.Context, plan *Plan, opts SpawnOptions) (int
 			plan.Cgroup = cgroup
 		}
 	}
-	inTime := context.AfterFunc(ctx, func() { _ = signalProcess(k.process, syscall.SIGKILL) })
+	over := make(chan struct{})
+	defer close(over)
+	inTime := context.AfterFunc(ctx, func() { k.giveUp(over) })
 	defer inTime()
 	if err := json.NewEncoder(k.orders).Encode(order{Plan: *plan, Taps: len(opts.Taps)}); err != nil && !errors.Is(err, syscall.EPIPE) {
 		return 0, fmt.Errorf("tell the keeper what to do: %w", err)
@@ -186,6 +188,17 @@ func (k *child) command(ctx context.Context, plan *Plan, opts SpawnOptions) (int
 		return 0, errors.New(r.Error)
 	}
 	return r.PID, nil
+}
+
+// giveUp ends a start whose end is told by over. What it has made already is best
+// taken back by the keeper itself, which waits until its guest is gone.
+func (k *child) giveUp(over <-chan struct{}) {
+	_ = signalProcess(k.process, syscall.SIGTERM)
+	select {
+	case <-over:
+	case <-time.After(killPatience):
+		_ = signalProcess(k.process, syscall.SIGKILL)
+	}
 }
 
 // end makes sure that the process is gone. One that has reported ends by itself.
