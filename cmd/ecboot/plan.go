@@ -111,7 +111,13 @@ func planMachine(g config.DeclaredGuest, on groundwork) *vmm.Spec {
 	case g.Boot == config.BootDirect:
 		spec.Kernel, spec.Initrd, spec.Append = on.direct.kernel, on.direct.initrd, on.direct.cmdline
 	case chainsAlone(g):
-		spec.Kernel, spec.InitrdData = on.ipxe, []byte(chainScript(g.ChainURL))
+		before := ""
+		if g.Boot == config.BootDisk {
+			// A kernel goes before all disks, so that iPXE must boot them.
+			orderBoot(g, spec)
+			before = tryDisks(g)
+		}
+		spec.Kernel, spec.InitrdData = on.ipxe, []byte(chainScript(before, g.ChainURL))
 	default:
 		orderBoot(g, spec)
 	}
@@ -205,8 +211,24 @@ func guestDigest(g config.DeclaredGuest) string {
 	return hex.EncodeToString(sum[:8])
 }
 
-// chainScript is what iPXE runs for a guest that boots from a URL of its own.
-func chainScript(url string) string { return fmt.Sprintf("#!ipxe\ndhcp && chain %s || shell\n", url) }
+// chainScript is what iPXE runs for a guest that boots from a URL of its own, if
+// what is tried before does not boot.
+func chainScript(before, url string) string {
+	return fmt.Sprintf("#!ipxe\n%sdhcp && chain %s || shell\n", before, url)
+}
+
+// tryDisks has iPXE boot the disks of a BIOS guest. The BIOS numbers them from
+// 0x80 in their boot order, and CDs elsewhere.
+func tryDisks(g config.DeclaredGuest) (script string) {
+	drive := 0x80
+	for _, d := range g.Disks {
+		if !d.ISO {
+			script += fmt.Sprintf("sanboot --no-describe --drive %#x || ", drive)
+			drive++
+		}
+	}
+	return script
+}
 
 // onSegment is the first of a guest's network cards that is on a segment.
 func onSegment(g config.DeclaredGuest) (nic config.GuestNIC, ok bool) {
@@ -242,7 +264,7 @@ func addGuests(inv *boot.Inventory, guests []config.DeclaredGuest) {
 			p := inv.Profiles[cmp.Or(g.Profile, config.DefaultProfile)]
 			p.Cmdline = strings.TrimSpace(p.Cmdline + " " + g.Append)
 			if g.ChainURL != "" {
-				p = boot.Profile{Script: chainScript(g.ChainURL)}
+				p = boot.Profile{Script: chainScript("", g.ChainURL)}
 			}
 			p.Name = profile
 			inv.Profiles[profile] = p

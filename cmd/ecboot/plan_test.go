@@ -53,6 +53,9 @@ func TestPlanMachine(t *testing.T) {
 		}, "", nil},
 		{"a chain URL that a server hands out", on(func(g *config.DeclaredGuest) { g.NICs, g.ChainURL = nics[:1], "http://x/" }), []string{"bootindex=1"}, "-kernel", nil},
 		{"one that the guest brings along", on(func(g *config.DeclaredGuest) { g.NICs, g.ChainURL = nics[3:], "http://x/" }), []string{"-kernel /ipxe.lkrn -initrd"}, "bootindex", nil},
+		{"its disk before that", on(func(g *config.DeclaredGuest) {
+			g.NICs, g.Disks, g.ChainURL, g.Boot = nics[3:], disks, "http://x/", config.BootDisk
+		}), []string{"-kernel /ipxe.lkrn -initrd", "drive=disk0,werror=enospc,rerror=report,bootindex=1", "bootindex=2"}, "", nil},
 		{"direct", on(func(g *config.DeclaredGuest) { g.NICs, g.Boot = nics[:1], config.BootDirect }), []string{"-kernel /k -initrd /i -append console=ttyS0"}, "bootindex", nil},
 		{"microvm", on(func(g *config.DeclaredGuest) {
 			g.Backend, g.Boot, g.Machine, g.Firmware, g.NICs = config.BackendMicroVM, config.BootDirect, "", "", []config.GuestNIC{{Segment: "lan", MAC: mac(1)}}
@@ -80,6 +83,20 @@ func TestPlanMachine(t *testing.T) {
 				t.Errorf("%+v", p)
 			}
 		})
+	}
+}
+
+// TestChainScript wants disks first where they are to be, and no CD among them.
+func TestChainScript(t *testing.T) {
+	g := config.DeclaredGuest{Backend: config.BackendQEMU, Boot: config.BootNetwork, ChainURL: "http://x/", NICs: []config.GuestNIC{{User: true}},
+		Disks: []config.GuestDisk{{Format: "raw"}, {ISO: true, Format: "raw"}, {Format: "raw"}}}
+	if got, want := string(planMachine(g, planGround).InitrdData), "#!ipxe\ndhcp && chain http://x/ || shell\n"; got != want {
+		t.Errorf("network: %q, want %q", got, want)
+	}
+	g.Boot = config.BootDisk
+	want := "#!ipxe\nsanboot --no-describe --drive 0x80 || sanboot --no-describe --drive 0x81 || dhcp && chain http://x/ || shell\n"
+	if got := string(planMachine(g, planGround).InitrdData); got != want {
+		t.Errorf("disk: %q, want %q", got, want)
 	}
 }
 

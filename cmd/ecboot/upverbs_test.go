@@ -2,7 +2,10 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"image/png"
+	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -10,10 +13,23 @@ import (
 	"github.com/every-channel/ecboot/internal/api"
 )
 
+// bootDisk is a disk that boots, and says so on the serial port.
+func bootDisk(t *testing.T) string {
+	t.Helper()
+	disk := make([]byte, 1<<20)
+	copy(disk, "\xbe\x11\x7c\xac\x84\xc0\x74\x06\xba\xf8\x03\xee\xeb\xf5\xf4\xeb\xfdthe disk boots\r\n\x00")
+	copy(disk[510:], "\x55\xaa")
+	path := filepath.Join(t.TempDir(), "disk.raw")
+	if err := os.WriteFile(path, disk, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
 // Every verb that asks 'ecboot up', on a guest that is real.
 func TestVerbsOnARealGuest(t *testing.T) {
 	t.Parallel()
-	u := newUpHost(t, "verbs", `
+	u := newUpHost(t, "verbs", fmt.Sprintf(`
 [segment.lab]
 [guest.a]
 backend = "microvm"
@@ -36,7 +52,17 @@ boot = "disk"
 path = "/no/such.raw"
 format = "raw"
 read_only = true
-`)
+[guest.chain]
+backend = "qemu"
+boot = "disk"
+memory = "128M"
+chain_url = "http://10.0.2.2/"
+[[guest.chain.nic]]
+user = true
+[[guest.chain.disk]]
+path = %q
+format = "raw"
+`, bootDisk(t)))
 	s := u.up(t)
 	s.until(t, "userland")
 	verb := func(code int, line string, parts ...string) result {
@@ -51,6 +77,9 @@ read_only = true
 	if _, err := png.Decode(bytes.NewReader([]byte(verb(0, "screenshot screen -").stdout))); err != nil {
 		t.Errorf("the picture: %v", err)
 	}
+	verb(0, "start chain", "chain: started")
+	s.logged(t, "chain", "the disk boots", 1)
+	verb(0, "stop chain --now", "chain: stopped (killed)")
 	verb(0, "stop screen --now", "screen: stopped (killed)")
 	verb(0, "log a -n 0", "Linux version", "ecboot: userland after")
 
