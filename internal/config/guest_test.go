@@ -83,6 +83,7 @@ func TestGuestMistakes(t *testing.T) {
 		{"private segment with a long name", "[segment.classroom-two]\n" + tiny + "[[guest.a.nic]]\nsegment = \"classroom-two\"\n", []string{"ec-classroom-two would be too long for its bridge"}},
 		{"macvtap on a port", "[segment.x]\nuplink = \"eth0\"\n" + tiny + "[[guest.a.nic]]\nmacvtap = \"eth0\"\n", []string{`6:11: guest.a.nic[0].macvtap: eth0 is a port of the bridge of segment.x, and such a link carries nothing else; write segment = "x" in its place`}},
 		{"model of a microvm", tiny + card + "model = \"e1000\"\nrom = \"none\"\nboot = 1\n", []string{"guest.a.nic[0].model: is for virtual machines with firmware", "nic[0].rom", "nic[0].boot"}},
+		{"place where none is asked for", vm + "boot = \"direct\"\n" + card + "boot = 1\n", []string{`6:8: guest.a.nic[0].boot: is a place in the firmware's order, and boot is "direct"; leave out one of the two`}},
 		{"place twice", vm + card + "boot = 1\n" + card + "boot = 1\n", []string{"8:8: guest.a.nic[1].boot: 1 is the place of nic[0], too"}},
 		{"name of no link", vm + card + "[[guest.a.nic]]\nuser = true\nname = \"x\"\n", []string{"7:8: guest.a.nic[1].name: is given beside user"}},
 		{"mac of a group", tiny + card + "mac = \"01:00:5e:00:00:01\"\n", []string{"5:7: guest.a.nic[0].mac: \"01:00:5e:00:00:01\" is a group address"}},
@@ -146,6 +147,8 @@ func TestGuestMistakes(t *testing.T) {
 		{"words behind a chain", vm + "append = \"quiet\"\nchain_url = \"http://1.2.3.4/\"\n" + card, []string{"3:10: guest.a.append: is for the kernel of a profile, and chain_url is in its place; leave out one of the two"}},
 		{"words for the disk", vm + "append = \"quiet\"\nprofile = \"local\"\n" + card, []string{"3:10: guest.a.append: is for the kernel of a profile, and local has none; leave it out"}},
 		{"words for a script", "[profile.menu]\nscript = \"m\"\n" + vm + "append = \"quiet\"\nprofile = \"menu\"\n" + card, []string{"5:10: guest.a.append: is for the kernel of a profile, and menu has none; leave it out"}},
+		{"chain on a segment without servers", "[segment.x]\nbridge = \"br0\"\nmode = \"off\"\n" + vm + "chain_url = \"http://1.2.3.4/\"\n[[guest.a.nic]]\nsegment = \"x\"\n", []string{
+			`6:13: guest.a.chain_url: is handed out by the servers of a segment, and the mode of segment.x is "off"; write another mode there, or a network card elsewhere`}},
 		{"chain to nowhere", vm + "chain_url = \"\"\n" + card, []string{`3:13: guest.a.chain_url: "" does not begin with http://, https:// or tftp://`}},
 		{"chain to two words", vm + "chain_url = \"http://h/a b\"\n" + card, []string{`is not a URL`}},
 		{"chain to a file", vm + "chain_url = \"file:///x\"\n" + card, []string{`does not begin with http://`}},

@@ -196,6 +196,9 @@ func (k guestCheck) boot() {
 		if g.Firmware != "bios" && len(g.NICs) > 0 && k.every(func(n GuestNIC) bool { return n.Segment == "" }) {
 			k.wrong("chain_url", "is handed to UEFI by the servers of a segment, and the guest is on none", `write a network card on a segment, or firmware = "bios"`)
 		}
+		if s := k.mute(); s != "" {
+			k.wrong("chain_url", fmt.Sprintf("is handed out by the servers of a segment, and the mode of segment.%s is \"off\"", s), "write another mode there, or a network card elsewhere")
+		}
 		k.resolvable()
 	}
 	if !k.ok(k.key("boot"), k.key("nic"), k.key("disk")) {
@@ -218,6 +221,20 @@ func (k guestCheck) boot() {
 	if g.Profile != "" && len(g.NICs) > 0 && k.every(func(n GuestNIC) bool { return !k.served(n) }) {
 		k.wrong("profile", "is what ecboot serves, and it serves none of the guest's networks", "write a network card on a segment, or leave it out")
 	}
+}
+
+// mute is a segment that the guest is on, if ecboot answers on none of its
+// segments.
+func (k guestCheck) mute() (name string) {
+	for _, nic := range k.g.NICs {
+		if s, ok := k.c.Segment(nic.Segment); ok {
+			if s.Mode != ModeOff {
+				return ""
+			}
+			name = s.Name
+		}
+	}
+	return name
 }
 
 // resolvable wants a name server where chain_url has a name.

@@ -24,6 +24,9 @@ func (k guestCheck) nics() {
 				}
 			}
 		}
+		if k.g.Backend == BackendQEMU && k.g.Boot == BootDirect && k.said(at+".boot") {
+			k.wrong(at+".boot", "is a place in the firmware's order, and boot is \"direct\"", "leave out one of the two")
+		}
 		if first, taken := places[nic.Boot]; taken && nic.Boot != 0 {
 			k.wrong(at+".boot", fmt.Sprintf("%d is the place of nic[%d], too", nic.Boot, first), "give each a place of its own")
 		}
