@@ -146,13 +146,17 @@ func (s *supervisor) find(names []string) ([]api.Guest, error) {
 	return found, nil
 }
 
-// one returns the guest of a name.
-func (s *supervisor) one(name string) (api.Guest, error) {
+// openGuest finds the 'ecboot up' that runs, and a guest of it.
+func openGuest(ctx context.Context, name string) (*supervisor, api.Guest, error) {
+	s, err := openSupervisor(ctx)
+	if err != nil {
+		return nil, api.Guest{}, err
+	}
 	found, err := s.find([]string{name})
 	if err != nil {
-		return api.Guest{}, err
+		return nil, api.Guest{}, err
 	}
-	return found[0], nil
+	return s, found[0], nil
 }
 
 // fewNames are listed all; of more, those that the user may have meant.
@@ -278,11 +282,7 @@ func newGuestShowCommand() *cobra.Command {
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: completeGuests(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			s, err := openSupervisor(cmd.Context())
-			if err != nil {
-				return err
-			}
-			g, err := s.one(args[0])
+			_, g, err := openGuest(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}

@@ -39,11 +39,7 @@ and prints an object per line of text.`,
 		ValidArgsFunction: completeGuests(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx := cmd.Context()
-			s, err := openSupervisor(ctx)
-			if err != nil {
-				return err
-			}
-			g, err := s.one(args[0])
+			s, g, err := openGuest(ctx, args[0])
 			if err != nil {
 				return err
 			}
@@ -254,11 +250,7 @@ each line is then an object.`,
 				return withCode(exitUsage, fmt.Errorf("-n %d: want a number of lines, 0 for all that are kept", lines))
 			}
 			ctx, stdout := cmd.Context(), cmd.OutOrStdout()
-			s, err := openSupervisor(ctx)
-			if err != nil {
-				return err
-			}
-			g, err := s.one(args[0])
+			s, g, err := openGuest(ctx, args[0])
 			if err != nil {
 				return err
 			}
@@ -322,11 +314,7 @@ func newGuestScreenshotCommand() *cobra.Command {
 			if file == "-" && (output == "json" || isTerminalWriter(cmd.OutOrStdout())) {
 				return withCode(exitUsage, errors.New("a picture on this output helps nobody: name a file, or send it through a pipe"))
 			}
-			s, err := openSupervisor(ctx)
-			if err != nil {
-				return err
-			}
-			g, err := s.one(args[0])
+			s, g, err := openGuest(ctx, args[0])
 			if err != nil {
 				return err
 			}
