@@ -168,9 +168,7 @@ func joinCgroups(ctx context.Context, g Guest, pid int) (Scope, error) {
 		}
 	}
 	if err != nil {
-		for _, dir := range groups(all, g.Name) {
-			_ = removeTree(dir)
-		}
+		_ = removeGroups(all, g.Name)
 		if g.Limits == (Limits{}) && (errors.Is(err, unix.EROFS) || errors.Is(err, fs.ErrPermission)) {
 			return Scope{}, nil // such as in a container: nobody has asked for it
 		}
@@ -223,11 +221,16 @@ func removeCgroups(ctx context.Context, guest string) error {
 	if err := awaitEmpty(ctx, dirs); err != nil {
 		return err
 	}
-	for _, dir := range dirs {
-		if err := removeTree(dir); err != nil {
+	return removeGroups(all, guest)
+}
+
+// removeGroups removes a guest's cgroups, which are empty.
+func removeGroups(all []hierarchy, guest string) error {
+	for _, h := range all {
+		if err := removeTree(h.group(guest)); err != nil {
 			return err
 		}
-		_ = unix.Rmdir(filepath.Dir(dir)) // unless others are in it
+		_ = unix.Rmdir(filepath.Join(h.dir, top)) // unless others are in it
 	}
 	return nil
 }
@@ -242,8 +245,9 @@ func sweepCgroups() error {
 		dir := filepath.Join(h.dir, top)
 		entries, _ := os.ReadDir(dir) // mostly missing
 		for _, e := range entries {
-			if e.IsDir() {
-				_ = removeTree(filepath.Join(dir, e.Name())) // unless processes are in it
+			// Where a guest runs, or starts, what is empty has a purpose, too.
+			if group := filepath.Join(dir, e.Name()); e.IsDir() && len(members(group)) == 0 {
+				_ = removeTree(group)
 			}
 		}
 		_ = unix.Rmdir(dir)

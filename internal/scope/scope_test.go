@@ -1,11 +1,14 @@
 package scope
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -184,7 +187,7 @@ func place(t *testing.T, pid int) string {
 func TestCgroupsComeAndGo(t *testing.T) {
 	all := needCgroups(t)
 	h, g := Host{}, Guest{Name: fmt.Sprintf("test %d", os.Getpid())}
-	t.Cleanup(func() { h.Remove(t.Context(), g.Name) })
+	t.Cleanup(func() { h.Remove(context.Background(), g.Name) }) // that of the test has ended then
 	keeper := sleeper(t)
 	s, err := h.Join(t.Context(), g, keeper.Process.Pid)
 	if err != nil {
@@ -232,6 +235,41 @@ func noneLeft(t *testing.T, all []hierarchy, g Guest) {
 	if dirs := groups(all, g.Name); len(dirs) > 0 {
 		t.Errorf("left: %q", dirs)
 	}
+	for _, h := range all {
+		st, err := os.Stat(filepath.Join(h.dir, top))
+		if err == nil && st.Sys().(*syscall.Stat_t).Nlink == 2 { // itself, and no cgroup within
+			t.Errorf("left, and empty: %s", filepath.Join(h.dir, top))
+		}
+	}
+}
+
+func TestFailedJoinLeavesNothing(t *testing.T) {
+	all := needCgroups(t)
+	gone := sleeper(t)
+	gone.Process.Kill()
+	gone.Wait()
+	g := Guest{Name: fmt.Sprintf("test-gone-%d", os.Getpid())}
+	if _, err := (Host{}).Join(t.Context(), g, gone.Process.Pid); !errors.Is(err, syscall.ESRCH) {
+		t.Errorf("error %v", err)
+	}
+	noneLeft(t, all, g)
+}
+
+// Its keeper has joined, and nothing of the guest runs yet.
+func TestSweepLeavesAGuestThatStarts(t *testing.T) {
+	needCgroups(t)
+	h, g := Host{}, Guest{Name: fmt.Sprintf("test-starts-%d", os.Getpid())}
+	t.Cleanup(func() { h.Remove(context.Background(), g.Name) }) // that of the test has ended then
+	s, err := h.Join(t.Context(), g, sleeper(t).Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Sweep(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(s.Cgroup); err != nil {
+		t.Error(err)
+	}
 }
 
 func TestSweepRemovesWhatIsEmpty(t *testing.T) {
@@ -252,7 +290,7 @@ func TestSweepRemovesWhatIsEmpty(t *testing.T) {
 func TestSecondKeeperIsRefused(t *testing.T) {
 	needCgroups(t)
 	h, g := Host{}, Guest{Name: fmt.Sprintf("test-twice-%d", os.Getpid())}
-	t.Cleanup(func() { h.Remove(t.Context(), g.Name) })
+	t.Cleanup(func() { h.Remove(context.Background(), g.Name) }) // that of the test has ended then
 	first, second := sleeper(t), sleeper(t)
 	if _, err := h.Join(t.Context(), g, first.Process.Pid); err != nil {
 		t.Fatal(err)
@@ -284,7 +322,7 @@ func TestLimitsHold(t *testing.T) {
 			if _, err := g.plan(all, 0); err != nil {
 				t.Skip("needs a kernel with the controllers: ", err)
 			}
-			t.Cleanup(func() { h.Remove(t.Context(), g.Name) })
+			t.Cleanup(func() { h.Remove(context.Background(), g.Name) }) // that of the test has ended then
 			cmd := exec.Command("sh", "-c", "read -r joined\n"+tt.script+"\ntest $? = 0 && echo not limited")
 			in, err := cmd.StdinPipe()
 			if err != nil {

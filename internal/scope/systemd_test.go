@@ -365,7 +365,7 @@ func TestRealSystemd(t *testing.T) {
 	}
 	g := Guest{Name: fmt.Sprintf("test-%d.é", os.Getpid()), StopTimeout: time.Minute}
 	unit := UnitName(g.Name)
-	t.Cleanup(func() { h.Remove(t.Context(), g.Name) })
+	t.Cleanup(func() { h.Remove(context.Background(), g.Name) }) // that of the test has ended then
 
 	// A keeper that stops when it is told to, beside what does not mind.
 	keeper, bystander := exec.Command("sh", "-c", `trap "echo stops; exit" WINCH; echo began; while :; do sleep 0.1; done`), sleeper(t)
