@@ -156,6 +156,10 @@ func up(ctx context.Context, o upOptions, stderr io.Writer) (err error) {
 	if err := errors.Join(sweep(where.Run), sweepSegments(runDir, cfg.Segments, log)); err != nil {
 		return err
 	}
+	scopes := scope.Here()
+	if err := scopes.Sweep(); err != nil {
+		log.Warn("what guests have left of control groups stays", "err", err)
+	}
 	files, err := prepare(ctx, cfg, log)
 	if err != nil {
 		return err
@@ -171,7 +175,7 @@ func up(ctx context.Context, o upOptions, stderr io.Writer) (err error) {
 	}
 	defer func() { err = errors.Join(err, stack.Leave()) }()
 
-	host := &guestHost{dirs: where, stack: stack, scopes: scope.Here(), log: log}
+	host := &guestHost{dirs: where, stack: stack, scopes: scopes, log: log}
 	sup, err := supervise.New(supervise.Config{
 		Dir: filepath.Join(where.Run, guestsDir), State: filepath.Join(stateDir(cfg), "guests.json"), Boot: bootID(),
 		Timeline: stack.timeline, Log: log, OnAdopt: host.adopted, Clean: host.clean,

@@ -17,6 +17,7 @@ import (
 
 	"github.com/every-channel/ecboot/internal/api"
 	"github.com/every-channel/ecboot/internal/nettest"
+	"github.com/every-channel/ecboot/internal/scope"
 )
 
 // upHost is a machine of the test's own on which 'ecboot up' runs.
@@ -36,8 +37,14 @@ func newUpHost(t *testing.T, name, text string) *upHost {
 	u.write(t, text)
 	// Guests outlive everything but their keepers.
 	t.Cleanup(func() {
+		guests, _ := u.Command(context.Background(), "ls", "/run/ecboot/guests").Output()
 		for _, pid := range u.keepers() {
 			syscall.Kill(pid, syscall.SIGKILL)
+		}
+		for _, name := range strings.Fields(string(guests)) {
+			if err := scope.Here().Remove(context.Background(), name); err != nil {
+				t.Error(err)
+			}
 		}
 	})
 	return u
@@ -331,6 +338,7 @@ func TestUpUndoesWhatIsDeclaredNoLonger(t *testing.T) {
 		u.Run(t, "ip", "link", "add", "link", "nic0", "name", name, "type", "macvtap", "mode", "bridge")
 	}
 	u.Run(t, "ip", "link", "set", "vm-left", "alias", "ecboot guest")
+	left := leftScope(t)
 
 	u.write(t, segment("new"))
 	s = u.up(t)
@@ -342,10 +350,37 @@ func TestUpUndoesWhatIsDeclaredNoLonger(t *testing.T) {
 			t.Errorf("%s is there: %v, want %v", name, !want, want)
 		}
 	}
+	if _, err := os.Stat(left); left != "" && err == nil {
+		t.Errorf("%s is left", left)
+	}
 	s.cmd.Process.Signal(syscall.SIGTERM)
 	if code := s.end(t); code != 0 {
 		t.Errorf("exit code %d", code)
 	}
+}
+
+// leftScope is the control group of a guest that began to start and has left
+// nothing else; empty where systemd removes it, or there is none.
+func leftScope(t *testing.T) (cgroup string) {
+	t.Helper()
+	cmd := exec.Command("cat")
+	in, err := cmd.StdinPipe() // it ends with this process
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	s, err := scope.Here().Join(t.Context(), scope.Guest{Name: fmt.Sprintf("left-%d", os.Getpid())}, cmd.Process.Pid)
+	in.Close()
+	cmd.Wait()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.Unit != "" {
+		return ""
+	}
+	return s.Cgroup
 }
 
 // One guest's trouble is its own, and a configuration that has one more leaves
