@@ -40,10 +40,7 @@ func newDoctorCommand(configPath *string) *cobra.Command {
 				}
 				return accel == vmm.AccelKVM, why
 			}
-			env.Firmware = func() (string, error) {
-				uefi, err := vmm.FindUEFI(vmm.Wanted{Machine: cfg.Guest.Machine})
-				return uefi.Code, err
-			}
+			env.Firmware = func() (string, error) { return guestFirmware(cfg, vmm.FindUEFI) }
 			env.Images = describeImages
 
 			checks := doctor.Run(cmd.Context(), env)
@@ -71,6 +68,7 @@ func guestParts(cfg *config.Config) map[string][]string {
 				needed[part] = append(needed[part], g.Name)
 			}
 		}
+		need(doctor.PartARM64, g.Arch == vmm.ArchARM64)
 		need(doctor.PartDisk, slices.ContainsFunc(g.Disks, func(d config.GuestDisk) bool { return !d.ReadOnly && !d.ISO }))
 		need(doctor.PartTPM, g.TPM)
 		need(doctor.PartVirtiofs, slices.ContainsFunc(g.Shares, func(s config.GuestShare) bool { return s.Driver == vmm.ShareVirtiofs }))
@@ -78,6 +76,25 @@ func guestParts(cfg *config.Config) map[string][]string {
 		need(doctor.PartZFS, len(g.ZFS) > 0)
 	}
 	return needed
+}
+
+// guestFirmware finds UEFI for "ecboot run" and for each declared guest that has
+// it.
+func guestFirmware(cfg *config.Config, find func(vmm.Wanted) (vmm.UEFI, error)) (found string, err error) {
+	var errs []error
+	uefi, err := find(vmm.Wanted{Machine: cfg.Guest.Machine})
+	if err != nil {
+		errs = append(errs, err)
+	}
+	for _, g := range cfg.Guests {
+		if !hasUEFI(g) {
+			continue
+		}
+		if _, err := find(wantedUEFI(g)); err != nil {
+			errs = append(errs, fmt.Errorf("guest %s: %w", g.Name, err))
+		}
+	}
+	return uefi.Code, errors.Join(errs...)
 }
 
 // segmentChecks looks at the networks of this host that the configuration names.

@@ -61,7 +61,7 @@ func checkPlan(g config.DeclaredGuest) error {
 		direct: directBoot{kernel: "/kernel"},
 		port:   func(string) portKind { return portKind{bridge: "bridge"} },
 	}
-	if g.Firmware != "" && g.Firmware != "bios" {
+	if hasUEFI(g) {
 		on.uefi = vmm.UEFI{Code: "/code", Vars: "/vars"}
 	}
 	if g.CPU == "host" {

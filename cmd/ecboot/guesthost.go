@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -89,15 +88,8 @@ func (h *guestHost) survey(ctx context.Context, g config.DeclaredGuest) (on grou
 	if on.credential, err = guestUser(g.User); err != nil {
 		return on, err
 	}
-	if g.Firmware != "" && g.Firmware != "bios" {
-		wanted := vmm.Wanted{Arch: g.Arch, Machine: cmp.Or(g.Machine, "q35"), SecureBoot: g.SecureBoot}
-		switch {
-		case g.Firmware == "uefi-ia32":
-			wanted.Arch = vmm.Arch386
-		case g.Arch == vmm.ArchARM64:
-			wanted.Machine = "virt"
-		}
-		if on.uefi, err = vmm.FindUEFI(wanted); err != nil {
+	if hasUEFI(g) {
+		if on.uefi, err = vmm.FindUEFI(wantedUEFI(g)); err != nil {
 			return on, err
 		}
 	}

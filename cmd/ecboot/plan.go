@@ -189,6 +189,21 @@ func linkName(nic config.GuestNIC) string {
 	return cmp.Or(nic.Name, "vm-"+hex.EncodeToString(nic.MAC[:]))
 }
 
+// hasUEFI reports whether a guest's firmware is UEFI.
+func hasUEFI(g config.DeclaredGuest) bool { return g.Firmware != "" && g.Firmware != "bios" }
+
+// wantedUEFI is the firmware of a guest that has UEFI.
+func wantedUEFI(g config.DeclaredGuest) vmm.Wanted {
+	wanted := vmm.Wanted{Arch: g.Arch, Machine: cmp.Or(g.Machine, "q35"), SecureBoot: g.SecureBoot}
+	switch {
+	case g.Firmware == "uefi-ia32":
+		wanted.Arch = vmm.Arch386
+	case g.Arch == vmm.ArchARM64:
+		wanted.Machine = "virt"
+	}
+	return wanted
+}
+
 // timelineName is who a guest is in the timeline, where the servers know it by
 // its address.
 func timelineName(g config.DeclaredGuest) string {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/every-channel/ecboot/internal/boot"
 	"github.com/every-channel/ecboot/internal/config"
+	"github.com/every-channel/ecboot/internal/doctor"
 	"github.com/every-channel/ecboot/internal/nspawn"
 	"github.com/every-channel/ecboot/internal/zfs"
 	"github.com/every-channel/ecboot/vmm"
@@ -140,6 +142,33 @@ func TestNoScreen(t *testing.T) {
 	}
 	if p := planGuest(config.DeclaredGuest{Name: "box", Backend: config.BackendContainer}, planGround); lacksScreen(p) {
 		t.Error("a container is a virtual machine")
+	}
+}
+
+// TestGuestNeeds has doctor told what declared guests cannot do without.
+func TestGuestNeeds(t *testing.T) {
+	cfg := config.Default()
+	guest := func(name, arch, firmware string, secure bool) {
+		g := config.DeclaredGuest{Name: name, Backend: config.BackendQEMU}
+		g.Arch, g.Firmware, g.SecureBoot = arch, firmware, secure
+		cfg.Guests = append(cfg.Guests, g)
+	}
+	guest("old", "amd64", "bios", false)
+	guest("new", "amd64", "uefi", false)
+	guest("safe", "amd64", "uefi", true)
+	guest("pi", "arm64", "uefi", false)
+	cfg.Guests = append(cfg.Guests, config.DeclaredGuest{Name: "box", Backend: config.BackendContainer})
+	if diff := cmp.Diff(map[string][]string{doctor.PartARM64: {"pi"}, doctor.PartContainer: {"box"}}, guestParts(cfg)); diff != "" {
+		t.Error(diff)
+	}
+	_, err := guestFirmware(cfg, func(w vmm.Wanted) (vmm.UEFI, error) {
+		if w.SecureBoot || w.Machine == "virt" {
+			return vmm.UEFI{}, errors.New("none")
+		}
+		return vmm.UEFI{Code: "/code"}, nil
+	})
+	if err == nil || err.Error() != "guest safe: none\nguest pi: none" {
+		t.Errorf("firmware: %v", err)
 	}
 }
 

@@ -127,8 +127,8 @@ func Run(ctx context.Context, env Env) []Check {
 	}
 	return append(checks,
 		env.bridgeFilter(ctx),
-		env.disk("state", "state directory", env.StateDir, stateSpace, verbRun, verbBoot, verbServe),
-		env.disk("cache", "cache directory", env.CacheDir, cacheSpace, verbRun, verbBoot, verbBuild),
+		env.disk("state", "state directory", env.StateDir, stateSpace, verbRun, verbBoot, verbServe, verbUp),
+		env.disk("cache", "cache directory", env.CacheDir, cacheSpace, verbRun, verbBoot, verbBuild, verbUp),
 		env.goCommand(ctx),
 	)
 }
@@ -162,7 +162,7 @@ var switches = []struct{ path, off, mend string }{
 // rights tries what a private segment needs instead of reading capabilities:
 // containers, LSMs and sysctls all have their say.
 func (env Env) rights(ctx context.Context) Check {
-	c := Check{ID: "rights", Title: "rights and namespaces", Needs: []string{verbRun, verbBoot, verbServe}}
+	c := Check{ID: "rights", Title: "rights and namespaces", Needs: []string{verbRun, verbBoot, verbServe, verbUp}}
 	who, args := "root", []string{"--net", "--", "true"}
 	if env.UID != 0 {
 		who = "user " + strconv.Itoa(env.UID)
@@ -208,7 +208,7 @@ func (env Env) read(path string) string {
 
 func (env Env) tun() Check {
 	const path = "/dev/net/tun"
-	c := Check{ID: "tun", Title: "tap devices", Needs: []string{verbRun, verbBoot}}
+	c := Check{ID: "tun", Title: "tap devices", Needs: []string{verbRun, verbBoot, verbUp}}
 	f, err := os.OpenFile(env.Root+path, os.O_RDWR, 0)
 	switch {
 	case err == nil:
@@ -230,7 +230,7 @@ const leastQEMU = 6
 var qemuVersion = regexp.MustCompile(`version ((\d+)\.[\d.]+)`)
 
 func (env Env) qemu(ctx context.Context) Check {
-	c := Check{ID: "qemu", Title: "QEMU", Needs: []string{verbRun, verbBoot}}
+	c := Check{ID: "qemu", Title: "QEMU", Needs: []string{verbRun, verbBoot, verbUp}}
 	const install = "install it (Debian: apt install qemu-system-x86)"
 	path, err := env.LookPath(qemuProgram)
 	if err != nil {
@@ -251,7 +251,7 @@ func (env Env) qemu(ctx context.Context) Check {
 }
 
 func (env Env) kvm(ctx context.Context) Check {
-	c := Check{ID: "kvm", Title: "KVM", Needs: []string{verbRun, verbBoot}}
+	c := Check{ID: "kvm", Title: "KVM", Needs: []string{verbRun, verbBoot, verbUp}}
 	if env.KVM == nil {
 		return c.is(Skip, "not tried", "")
 	}
@@ -267,12 +267,12 @@ func (env Env) kvm(ctx context.Context) Check {
 }
 
 func (env Env) firmware() Check {
-	c := Check{ID: "firmware", Title: "guest firmware", Needs: []string{"run --firmware uefi", "boot --firmware uefi"}}
-	return c.ask(env.Firmware, "install UEFI firmware for guests (Debian: apt install ovmf)")
+	c := Check{ID: "firmware", Title: "guest firmware", Needs: []string{"run --firmware uefi", "boot --firmware uefi", verbUp}}
+	return c.ask(env.Firmware, "install UEFI firmware for guests (Debian: apt install ovmf, for ARM64 qemu-efi-aarch64, for 32 bits ovmf-ia32)")
 }
 
 func (env Env) images() Check {
-	c := Check{ID: "images", Title: "embedded images", Needs: []string{verbRun, verbBoot, verbServe}}
+	c := Check{ID: "images", Title: "embedded images", Needs: []string{verbRun, verbBoot, verbServe, verbUp}}
 	return c.ask(env.Images, "run 'make' in the source tree: a plain 'go build' embeds no images")
 }
 
@@ -295,7 +295,7 @@ var forwardDrop = regexp.MustCompile(`hook forward [^\n]*policy drop`)
 // chain as if they were routed, and Docker sets that to DROP. A namespace of
 // our own has an empty chain.
 func (env Env) bridgeFilter(ctx context.Context) Check {
-	c := Check{ID: "br_netfilter", Title: "bridge filtering", Needs: []string{"serve --bridge", "run --bridge"}}
+	c := Check{ID: "br_netfilter", Title: "bridge filtering", Needs: []string{"serve --bridge", "run --bridge", verbUp}}
 	const knob = "bridge-nf-call-iptables"
 	value := env.read("/proc/sys/net/bridge/" + knob)
 	if value == "" || value == "0" {
@@ -319,7 +319,7 @@ func (env Env) bridgeFilter(ctx context.Context) Check {
 }
 
 func (s Segment) check() Check {
-	c := Check{ID: "segment." + s.Name, Title: "segment " + s.Name, Needs: []string{verbServe, "run --segment", "boot --segment"}}
+	c := Check{ID: "segment." + s.Name, Title: "segment " + s.Name, Needs: []string{verbServe, "run --segment", "boot --segment", verbUp}}
 	table := "[segment." + s.Name + "]"
 	obstacles, warnings, err := s.Look()
 	switch {

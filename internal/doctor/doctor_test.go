@@ -216,6 +216,11 @@ func TestChecks(t *testing.T) {
 			m.lack("swtpm")
 			m.Guests = map[string][]string{PartTPM: {"win", "db"}}
 		}, "swtpm", Fail, "needed by win, db", "apt install swtpm"},
+		{"no QEMU of ARM64", func(m *machine) { m.lack("qemu-system-aarch64") }, "qemu-system-aarch64", Warn, "only guests of ARM64 need it", "apt install qemu-system-arm"},
+		{"no QEMU of ARM64 for whom needs it", func(m *machine) {
+			m.lack("qemu-system-aarch64")
+			m.Guests = map[string][]string{PartARM64: {"pi"}}
+		}, "qemu-system-aarch64", Fail, "needed by pi", "apt install qemu-system-arm"},
 		{"no virtiofsd", func(m *machine) { m.lack("virtiofsd") }, "virtiofsd", Warn, "others have 9p", "virtiofsd"},
 		{"virtiofsd where QEMU has it", func(m *machine) {
 			m.lack("virtiofsd")

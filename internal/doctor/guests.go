@@ -11,6 +11,7 @@ import (
 
 // Parts that only some declared guests need.
 const (
+	PartARM64     = "qemu-system-aarch64"
 	PartDisk      = "qemu-img"
 	PartTPM       = "swtpm"
 	PartVirtiofs  = "virtiofsd"
@@ -29,6 +30,7 @@ type part struct {
 }
 
 var parts = []part{
+	{id: PartARM64, title: "QEMU for ARM64", pkg: "qemu-system-arm", whom: "guests of ARM64"},
 	{id: PartDisk, title: "disk images", pkg: "qemu-utils", whom: "guests whose disks are to be made"},
 	{id: PartTPM, title: "TPM", pkg: "swtpm", whom: "guests with a TPM"},
 	{id: PartVirtiofs, title: "shares", pkg: "virtiofsd, in Debian 12 part of qemu-system-common", whom: "guests with the driver virtiofs",

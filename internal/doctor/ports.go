@@ -30,7 +30,7 @@ func (env Env) ports() []Check {
 }
 
 func (env Env) port(id, title, network string, port uint16) Check {
-	c := Check{ID: "port-" + id, Title: title, Needs: []string{"serve --bridge", "run --bridge"}}
+	c := Check{ID: "port-" + id, Title: title, Needs: []string{"serve --bridge", "run --bridge", verbUp}}
 	where := fmt.Sprintf("%d/%s", port, network)
 	var held []socket
 	read := 0
