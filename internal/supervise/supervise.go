@@ -461,6 +461,9 @@ func (s *Supervisor) act(g *guest, do action) {
 			s.mu.Unlock()
 		})
 	case doKill:
+		if r == nil {
+			break // its start is given up already
+		}
 		g.how = "killed"
 		s.work.Go(func() { s.kill(g.Name, r) })
 	}

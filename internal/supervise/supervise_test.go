@@ -78,3 +78,40 @@ func TestCleansByName(t *testing.T) {
 		t.Errorf("cleaned %q", cleaned)
 	}
 }
+
+// Whoever is impatient with a start that is given up already gets no quicker end
+// of it, and no other.
+func TestKillsWhatIsGivenUp(t *testing.T) {
+	s, err := New(Config{host: noKeepers{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	begun, release := make(chan struct{}), make(chan struct{})
+	s.Update([]Guest{{Name: "slow", Prepare: func(ctx context.Context) (*Prepared, error) {
+		close(begun)
+		<-release // it cannot be interrupted
+		return nil, ctx.Err()
+	}}})
+	started, stopped := make(chan error, 1), make(chan error, 2)
+	go func() { started <- s.Start(t.Context(), "slow") }()
+	<-begun
+	for _, firm := range []bool{false, true} {
+		go func() {
+			_, err := s.Stop(t.Context(), "slow", firm)
+			stopped <- err
+		}()
+		if err := s.await(t.Context(), func() bool { l := s.guests["slow"].life; return l.Phase == Stopping && l.Killed == firm }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(release)
+	if err := <-started; err == nil {
+		t.Error("it started")
+	}
+	for range 2 {
+		if err := <-stopped; err != nil {
+			t.Error(err)
+		}
+	}
+	s.Leave()
+}
