@@ -107,7 +107,7 @@ type guest struct {
 type run struct {
 	instance
 	plan    keeper.Plan
-	pid     int // of the keeper
+	pid     int // of the keeper; 0: it ended before it could be asked
 	process int // of what it runs
 	command []string
 	since   time.Time
@@ -186,9 +186,9 @@ func (s *Supervisor) adoptOne(ctx context.Context, f found) {
 	var r *run
 	err := f.err
 	if f.in != nil && err == nil {
-		r, err = newRun(ctx, f.in)
+		r, err = newRun(ctx, f.in, f.plan)
 	}
-	if r != nil && s.cfg.OnAdopt != nil {
+	if r != nil && r.pid != 0 && s.cfg.OnAdopt != nil {
 		if err := s.cfg.OnAdopt(f.name, r.pid); err != nil {
 			s.cfg.Log.Error("what a guest that runs needs may go with this process", "guest", f.name, "error", err)
 		}
@@ -231,11 +231,12 @@ func (s *Supervisor) adoptOne(ctx context.Context, f found) {
 	}
 	g.life = g.life.enter(Running, r.since)
 	g.run = r
-	what := fmt.Sprintf("runs on as process %d", r.process)
-	if r.process == 0 {
-		what = "is still being started"
+	switch {
+	case r.process != 0:
+		s.say(g, fmt.Sprintf("runs on as process %d, since %s", r.process, r.since.Format(time.DateTime)))
+	case r.pid != 0:
+		s.say(g, "is still being started, since "+r.since.Format(time.DateTime))
 	}
-	s.say(g, what+", since "+r.since.Format(time.DateTime))
 	s.follow(g, r)
 }
 
@@ -498,7 +499,7 @@ func (s *Supervisor) launch(ctx context.Context, g Guest) (*run, error) {
 		s.clean(p.Plan)
 		return nil, err
 	}
-	r, err := newRun(ctx, instance)
+	r, err := newRun(ctx, instance, p.Plan)
 	if err != nil {
 		err = errors.Join(err, instance.Kill(s.ctx))
 		<-instance.Done()
@@ -509,14 +510,24 @@ func (s *Supervisor) launch(ctx context.Context, g Guest) (*run, error) {
 	return r, nil
 }
 
-// newRun asks a keeper what it keeps.
-func newRun(ctx context.Context, in instance) (*run, error) {
+// newRun asks a keeper what it keeps. One that ends before it answers has run, and
+// its end is told like any other.
+func newRun(ctx context.Context, in instance, plan keeper.Plan) (*run, error) {
 	st, err := in.Status(ctx)
-	if err != nil {
-		return nil, err
+	if err == nil {
+		return &run{instance: in, plan: st.Plan, pid: st.Keeper, process: st.PID, command: st.Command, since: st.Since}, nil
 	}
-	return &run{instance: in, plan: st.Plan, pid: st.Keeper, process: st.PID, command: st.Command, since: st.Since}, nil
+	select {
+	case <-in.Done():
+		return &run{instance: in, plan: plan, since: time.Now()}, nil
+	case <-time.After(endPatience):
+	case <-ctx.Done():
+	}
+	return nil, err
 }
+
+// endPatience is for a keeper to be gone that does not listen any more.
+const endPatience = 5 * time.Second
 
 // follow passes on what a keeper tells, and sees its end.
 func (s *Supervisor) follow(g *guest, r *run) {
@@ -574,7 +585,7 @@ func (s *Supervisor) tell(g *guest, before life) {
 		s.say(g, "stopped")
 	case l.Phase == Stopped && l.Down == downByItself:
 		s.say(g, "stays down: "+l.Reason)
-	case l.Phase == Running && g.run != nil:
+	case l.Phase == Running && g.run != nil && g.run.process != 0:
 		s.say(g, fmt.Sprintf("runs as process %d", g.run.process))
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/every-channel/ecboot/internal/keeper"
+	"github.com/every-channel/ecboot/internal/timeline"
 )
 
 // noKeepers is a host on which no guest can be started.
@@ -77,6 +78,76 @@ func TestCleansByName(t *testing.T) {
 	if len(cleaned) != 1 || cleaned[0] != "torn" {
 		t.Errorf("cleaned %q", cleaned)
 	}
+}
+
+// brief is a guest that switches itself off before anybody can ask for it.
+type brief struct {
+	instance
+	ended     chan struct{}
+	forgotten chan struct{}
+}
+
+func newBrief() *brief {
+	b := &brief{ended: make(chan struct{}), forgotten: make(chan struct{})}
+	close(b.ended)
+	return b
+}
+
+func (b *brief) Status(context.Context) (keeper.Status, error) {
+	return keeper.Status{}, errors.New("nobody listens")
+}
+
+func (b *brief) Events(context.Context, func(timeline.Event)) error {
+	return errors.New("nobody listens")
+}
+func (b *brief) Kill(context.Context) error { return nil }
+func (b *brief) Done() <-chan struct{}      { return b.ended }
+func (b *brief) Exit() keeper.Exit          { return poweroff }
+func (b *brief) Forget() error {
+	close(b.forgotten)
+	return nil
+}
+
+// briefHost has such guests alone: one that runs already, and those it starts.
+type briefHost struct{ runs, starts *brief }
+
+func (h briefHost) find(string) ([]found, error) {
+	return []found{{name: "runs", in: h.runs, plan: keeper.Plan{Name: "runs"}, forget: h.runs.Forget}}, nil
+}
+
+func (h briefHost) spawn(context.Context, keeper.Plan, keeper.SpawnOptions) (instance, error) {
+	return h.starts, nil
+}
+
+// A guest that has ended before it could be asked what it is has not failed to
+// start, nor does its keeper hold it.
+func TestBriefGuests(t *testing.T) {
+	h := briefHost{newBrief(), newBrief()}
+	s, err := New(Config{host: h})
+	if err != nil {
+		t.Fatal(err)
+	}
+	prepare := func(context.Context) (*Prepared, error) { return &Prepared{}, nil }
+	s.Update([]Guest{{Name: "runs", Autostart: true, Prepare: prepare}, {Name: "starts", Autostart: true, Prepare: prepare}})
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- s.Run(ctx) }()
+	for name, b := range map[string]*brief{"runs": h.runs, "starts": h.starts} {
+		var l life
+		_ = s.await(t.Context(), func() bool {
+			l = s.guests[name].life
+			return l.Down == downByItself || l.Phase == Failed
+		})
+		if l.Phase != Stopped {
+			t.Fatalf("%s: %+v", name, l)
+		}
+		<-b.forgotten
+	}
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	s.Leave()
 }
 
 // Whoever is impatient with a start that is given up already gets no quicker end
