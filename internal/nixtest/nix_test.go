@@ -289,6 +289,8 @@ func TestAssertions(t *testing.T) {
 		{"boot order", enabled + `services.every-channel.ipxe-qemu.boot.order = "order=d";`, []string{`"order=n" for the network`}},
 		{"a guest", microvm, nil},
 		{"a relative path", microvm + `guests.a.zfs.persist = { pool = "p"; dataset = "d"; };`, []string{"guest a: zfs persist: the guestMountpoint must be an absolute path."}},
+		{"a long path", microvm + `guests.a.zfs."/var/lib/postgresql/15/main/base" = { pool = "p"; dataset = "d"; };`, []string{"can have 31 bytes"}},
+		{"a long path in a container", `guests.c = { backend = "container"; container.macvlan = "eth0"; zfs."/var/lib/postgresql/15/main/base" = { pool = "p"; dataset = "d"; }; }; services.ecboot.settings.guest.c.root = "/r";`, nil},
 		{"modules", microvm + `guests.a.modules = [ { } ];`, []string{"builds no NixOS from modules"}},
 		{"no system", `guests.c = { backend = "container"; container.macvlan = "eth0"; };`, []string{"services.ecboot.settings.guest.c.root"}},
 		{"two bases", microvm + `guests.a.microvm.baseMac = "02:00:01:00:00:00"; guests.b = { backend = "microvm"; microvm = { system = "x86_64-linux"; macvtap = "eth0"; }; }; services.ecboot.settings.guest.b.profile = "p";`,

@@ -289,6 +289,10 @@ in
         assertion = lib.hasPrefix "/" z.guestMountpoint;
         message = "guest ${name}: zfs ${mount}: the guestMountpoint must be an absolute path.";
       }) g.zfs
+      ++ lib.mapAttrsToList (mount: z: {
+        assertion = g.backend != "microvm" || builtins.stringLength z.guestMountpoint <= 31;
+        message = "guest ${name}: zfs ${mount}: a microvm mounts it by its guestMountpoint as the tag, which can have 31 bytes; write a shorter one, and mount it where it belongs in the guest";
+      }) g.zfs
       ++ [
         {
           assertion = (g.modules == [ ] && g.extraSpecialArgs == { }) || g.nixosConfiguration != null;
