@@ -2,7 +2,9 @@ package vmm
 
 import (
 	"io"
+	"strconv"
 	"strings"
+	"unicode/utf8"
 )
 
 // Lines returns a writer for what a console shows, which calls emit with each
@@ -24,7 +26,8 @@ const maxLine = 4096
 
 // splitter turns what a terminal is sent into lines of text: escape sequences
 // go, overwritten text goes, and moving the cursor to another place ends a
-// line, because that is how firmware that draws its screen goes on.
+// line, because that is how firmware that draws its screen goes on. Moving it to
+// where it is does not: SeaBIOS does that whenever its timer comes, within words.
 //
 // It is not a terminal: text that is drawn piecemeal comes in pieces.
 type splitter struct {
@@ -32,7 +35,12 @@ type splitter struct {
 	params []byte // of the control sequence being read
 	state  state
 	cr     bool // a carriage return has come: text from here on overwrites the line
+	at     place
+	moved  place // in the row of at, where text is to go on; zero: at
 }
+
+// place is a row and a column of the screen, from 1; the zero value is not known.
+type place struct{ row, column int }
 
 type state uint8
 
@@ -102,11 +110,24 @@ func (s *splitter) text(b byte, emit func(string)) {
 		s.end(emit)
 	case b == '\r':
 		s.cr = true
+		s.at, s.moved = place{}, place{}
 	case b == '\b':
 		if n := len(s.line); n > 0 && !s.cr {
 			s.line = s.line[:n-1]
 		}
+		s.at, s.moved = place{}, place{}
 	case b == '\t' || b >= 0x20 && b != 0x7f:
+		if moved := s.moved; moved != (place{}) && moved != s.at {
+			s.endIfAny(emit)
+			s.at = moved
+		}
+		s.moved = place{}
+		switch {
+		case b == '\t':
+			s.at = place{}
+		case s.at != (place{}) && utf8.RuneStart(b):
+			s.at.column++
+		}
 		if s.cr {
 			s.line = s.line[:0]
 			s.cr = false
@@ -141,7 +162,15 @@ func (s *splitter) escape(b byte, emit func(string)) {
 // up, down, next and previous line, erase display) or along it.
 func (s *splitter) control(final byte, emit func(string)) {
 	switch final {
-	case 'H', 'f', 'A', 'B', 'E', 'F', 'd':
+	case 'H', 'f':
+		to := s.position()
+		if s.at != (place{}) && to.row == s.at.row {
+			s.moved = to
+			return
+		}
+		s.endIfAny(emit)
+		s.at = to
+	case 'A', 'B', 'E', 'F', 'd':
 		s.endIfAny(emit)
 	case 'J':
 		// With no parameter it clears from the cursor on, which line
@@ -155,21 +184,44 @@ func (s *splitter) control(final byte, emit func(string)) {
 		if len(s.params) == 0 || string(s.params) == "1" {
 			s.cr = true
 		}
+		s.at, s.moved = place{}, place{}
 	}
+}
+
+// position reads the parameters of a move; one that is left out is 1.
+func (s *splitter) position() place {
+	row, column, _ := strings.Cut(string(s.params), ";")
+	p := place{1, 1}
+	var err error
+	if row != "" {
+		p.row, err = strconv.Atoi(row)
+	}
+	if column != "" && err == nil {
+		p.column, err = strconv.Atoi(column)
+	}
+	if err != nil {
+		return place{}
+	}
+	return p
 }
 
 func (s *splitter) end(emit func(string)) {
 	emit(s.partial())
-	s.line = s.line[:0]
-	s.cr = false
+	s.forget()
 }
 
 func (s *splitter) endIfAny(emit func(string)) {
 	if strings.TrimSpace(s.partial()) != "" {
 		s.end(emit)
 	}
+	s.forget()
+}
+
+// forget begins a line.
+func (s *splitter) forget() {
 	s.line = s.line[:0]
 	s.cr = false
+	s.at, s.moved = place{}, place{}
 }
 
 // partial is the line that has not ended yet, such as a prompt.
