@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"time"
 
@@ -216,43 +215,7 @@ func (s *Supervisor) Log(ctx context.Context, name string, lines int) ([]byte, e
 		file = g.LogFile
 	}
 	s.mu.Unlock()
-	return tail(file, lines)
-}
-
-// maxTail bounds what is read of a log.
-const maxTail = 4 << 20
-
-// tail returns the last lines of a file; there may be none.
-func tail(file string, lines int) ([]byte, error) {
-	f, err := os.Open(file)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	from := max(0, info.Size()-maxTail)
-	data, err := io.ReadAll(io.NewSectionReader(f, from, info.Size()-from))
-	if err != nil {
-		return nil, err
-	}
-	at := len(data)
-	if at > 0 && data[at-1] == '\n' {
-		at--
-	}
-	for ; at > 0; at-- {
-		if data[at-1] == '\n' {
-			if lines--; lines <= 0 {
-				break
-			}
-		}
-	}
-	return data[at:], nil
+	return keeper.ReadLog(file, lines)
 }
 
 // What is said to those who want something while it ends.

@@ -207,8 +207,10 @@ func (s *Supervisor) adoptOne(ctx context.Context, f found) {
 		g.life.Reason = fmt.Sprintf("a keeper holds it that cannot be talked to: %v; end it by hand, see %s", err, filepath.Join(s.cfg.Dir, f.name))
 		s.fail(g, g.life.Reason)
 		return
-	case err != nil:
+	case err != nil && r == nil:
 		s.cfg.Log.Warn("what a guest has left is of no use and is removed", "guest", f.name, "error", err)
+	case err != nil:
+		s.cfg.Log.Error("a guest runs on that may lose its network when ecboot ends", "guest", f.name, "error", err)
 	}
 	if r == nil {
 		if err := f.forget(); err != nil {
