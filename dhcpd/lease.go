@@ -85,18 +85,6 @@ func (s *MemoryStore) Append(batch []Lease) error {
 	return nil
 }
 
-// Release frees an address in a store that no server uses. It returns the lease
-// as it is then.
-func Release(store LeaseStore, a netip.Addr, now time.Time) (Lease, error) {
-	leases := store.Leases()
-	i, ok := slices.BinarySearchFunc(leases, a, func(l Lease, a netip.Addr) int { return l.Addr.Compare(a) })
-	if !ok {
-		return Lease{}, notLeased(a)
-	}
-	l := leases[i].released(now)
-	return l, store.Append([]Lease{l})
-}
-
 func notLeased(a netip.Addr) error {
 	return fmt.Errorf("%s is not leased: 'ecboot lease list' shows what is", a)
 }

@@ -9,10 +9,7 @@ import (
 	"net"
 	"os"
 	"strconv"
-	"strings"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // Notifier speaks to the service manager. A nil one says nothing: there is none
@@ -59,20 +56,6 @@ func New() (*Notifier, error) {
 // Ready says that the service does what it is there for, after its start or a
 // reload.
 func (n *Notifier) Ready() error { return n.send("READY=1") }
-
-// Status is one line for people; systemctl status shows it.
-func (n *Notifier) Status(text string) error {
-	return n.send("STATUS=" + strings.Join(strings.Fields(text), " "))
-}
-
-// Reloading says that the configuration is read again. Ready follows.
-func (n *Notifier) Reloading() error {
-	var now unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
-		return err
-	}
-	return n.send(fmt.Sprintf("RELOADING=1\nMONOTONIC_USEC=%d", now.Nano()/1000))
-}
 
 // Stopping says that the service ends in good order.
 func (n *Notifier) Stopping() error { return n.send("STOPPING=1") }
