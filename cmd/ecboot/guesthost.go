@@ -47,6 +47,7 @@ func (h *guestHost) declare(cfg *config.Config, files *bootFiles) []supervise.Gu
 	h.mu.Lock()
 	h.cfg, h.files = cfg, files
 	h.mu.Unlock()
+	h.unmount()
 	list := make([]supervise.Guest, 0, len(cfg.Guests))
 	for _, g := range cfg.Guests {
 		list = append(list, supervise.Guest{
@@ -261,10 +262,8 @@ func (h *guestHost) prepare(ctx context.Context, g config.DeclaredGuest) (_ *sup
 	if err != nil {
 		return nil, err
 	}
-	for _, s := range g.Shares {
-		if _, err := os.Stat(s.Source); err != nil {
-			return nil, fmt.Errorf("share %s: %w", s.Target, err)
-		}
+	if err := missingFiles(g, on.state, func(string) bool { return true }); err != nil {
+		return nil, err
 	}
 	if err := os.MkdirAll(filepath.Join(on.state, "guests", g.Name), 0o700); err != nil {
 		return nil, err
@@ -299,6 +298,47 @@ func (h *guestHost) prepare(ctx context.Context, g config.DeclaredGuest) (_ *sup
 	return p, nil
 }
 
+// missingFiles says what a guest needs that is not there and that nobody makes,
+// of the paths that can be known.
+func missingFiles(g config.DeclaredGuest, stateDir string, known func(path string) bool) error {
+	var errs []error
+	need := func(what, path string) {
+		if path == "" || !known(path) {
+			return
+		}
+		if _, err := os.Stat(path); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", what, err))
+		}
+	}
+	need("root", g.Root)
+	for i, d := range g.Disks {
+		need("base", d.Base)
+		if d.ISO || d.ReadOnly {
+			need("disk", g.DiskPath(stateDir, i))
+		}
+	}
+	for _, s := range g.Shares {
+		need("share "+s.Target, s.Source)
+	}
+	return errors.Join(errs...)
+}
+
+// checkDatasets says what of the datasets cannot be brought about.
+func (h *guestHost) checkDatasets(ctx context.Context) error {
+	pools, plan, err := h.datasets()
+	if err != nil || len(plan.Steps) == 0 {
+		return err
+	}
+	problems, err := pools.Check(ctx, plan)
+	errs := []error{err}
+	for _, p := range problems {
+		if p.Fatal {
+			errs = append(errs, errors.New(p.Text))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // join puts a keeper where the guest's limits hold, and has it hold the guest's
 // network: before anything of the guest starts, so that from then on the death
 // of this process takes nothing away from it.
@@ -327,25 +367,39 @@ func (h *guestHost) plug(nic config.GuestNIC) (*lan.Tap, error) {
 	return one.lan.Port(lan.PortConfig{Name: linkName(nic), MAC: nic.MAC})
 }
 
+// datasets are the directories that the declared guests have on ZFS.
+func (h *guestHost) datasets() (zfs.Host, zfs.Plan, error) {
+	cfg, _ := h.inEffect()
+	plan, err := zfs.NewPlan(zfsEntries(cfg.Guests))
+	return zfs.Host{Dir: filepath.Join(h.dirs.Run, "zfs")}, plan, err
+}
+
 // mount brings about the datasets of a guest: it must not start on an empty
 // directory.
 func (h *guestHost) mount(ctx context.Context, g config.DeclaredGuest) error {
 	if len(g.ZFS) == 0 {
 		return nil
 	}
-	cfg, _ := h.inEffect()
-	plan, err := zfs.NewPlan(zfsEntries(cfg.Guests))
+	pools, plan, err := h.datasets()
 	if err != nil {
 		return err
 	}
+	if plan.Require(g.Name) == nil {
+		return nil // whatever the others lack
+	}
 	h.zfsLock.Lock()
-	problems, err := zfs.Host{Dir: filepath.Join(h.dirs.Run, "zfs")}.Apply(ctx, plan)
-	h.zfsLock.Unlock()
+	defer h.zfsLock.Unlock()
+	// A path may have another dataset now.
+	stale, err := pools.Release(plan)
+	if err != nil {
+		return err
+	}
+	problems, err := pools.Apply(ctx, plan)
 	if err != nil {
 		return err
 	}
 	var errs []error
-	for _, p := range problems {
+	for _, p := range append(stale, problems...) {
 		if slices.Contains(p.Guests, g.Name) {
 			errs = append(errs, errors.New(p.Text))
 		}
@@ -354,6 +408,24 @@ func (h *guestHost) mount(ctx context.Context, g config.DeclaredGuest) error {
 		return errors.Join(errs...)
 	}
 	return plan.Require(g.Name)
+}
+
+// unmount takes back the datasets that no guest declares any more. What is in
+// use stays until its guest has ended.
+func (h *guestHost) unmount() {
+	pools, plan, err := h.datasets()
+	if err != nil {
+		return // told by whoever starts a guest
+	}
+	h.zfsLock.Lock()
+	defer h.zfsLock.Unlock()
+	stale, err := pools.Release(plan)
+	for _, p := range stale {
+		h.log.Warn("a dataset that is declared no longer stays mounted", "why", p.Text)
+	}
+	if err != nil {
+		h.log.Error("datasets that are declared no longer stay mounted", "error", err)
+	}
 }
 
 // clean takes back what prepare has made for a guest that has ended.
@@ -368,6 +440,7 @@ func (h *guestHost) clean(p keeper.Plan) error {
 		errs = append(errs, lan.Remove(link))
 	}
 	errs = append(errs, h.scopes.Remove(context.Background(), p.Name))
+	h.unmount()
 	return errors.Join(errs...)
 }
 

@@ -58,6 +58,13 @@ func (s *started) logged(t *testing.T, guest, text string, n int) {
 	}
 }
 
+// atShell waits until a machine's n-th boot has come to its shell: what is typed
+// before may be flushed.
+func (s *started) atShell(t *testing.T, guest string, n int) {
+	t.Helper()
+	s.logged(t, guest, "\n$", n)
+}
+
 // busyboxRoot is a system for containers that gets its address by DHCP and has a
 // shell on its console.
 func busyboxRoot(t *testing.T) string {
@@ -162,7 +169,7 @@ size = "64M"
 
 			s := u.up(t)
 			s.until(t, vm+" guest")
-			s.logged(t, vm, "ecboot: userland after", 1)
+			s.atShell(t, vm, 1)
 			u.Run(t, "ip", "link", "show", "ecqemu0")
 			before := s.guest(t, vm)
 			s.typed(t, vm, "echo it-is-kept | dd of=/dev/vda", "copied")
@@ -170,6 +177,7 @@ size = "64M"
 				t.Fatal(err)
 			}
 			s.logged(t, vm, "ecboot: userland after", 2)
+			s.typed(t, vm, "", "\n$")
 			s.typed(t, vm, "dd if=/dev/vda bs=10 count=1", "it-is-kept")
 			if after := s.guest(t, vm); after.PID == before.PID || !slices.Equal(after.MACs, before.MACs) {
 				t.Errorf("before %+v\nafter %+v", before, after)
@@ -265,6 +273,9 @@ autostart = true
 	for _, name := range names {
 		s.logged(t, name, "userland", 1)
 	}
+	for _, name := range []string{"five-vm", "five-m1", "five-m2"} {
+		s.atShell(t, name, 1)
+	}
 	if g := s.guest(t, "five-missing"); g.State == api.Running || !strings.Contains(g.LastExit+strings.Join(g.Drift, ""), "/nowhere/root.squashfs") {
 		t.Errorf("a guest without its image is %+v", g)
 	}
@@ -321,6 +332,22 @@ autostart = true
 		}
 	}
 	s.typed(t, "five-c1", "cat /persist/file", "from c1")
+
+	// A dataset that nobody declares any more is unmounted, and is all there.
+	mounted := func() string { return u.Run(t, "cat", "/proc/mounts") }
+	if !strings.Contains(mounted(), " /run/guests/c2 ") {
+		t.Errorf("mounts:\n%s", mounted())
+	}
+	u.write(t, strings.Replace(text, `[guest.five-c2.zfs."/persist"]
+pool = "tank"
+dataset = "shared"
+host_mountpoint = "/run/guests/c2"
+`, "", 1))
+	s.cmd.Process.Signal(syscall.SIGHUP)
+	s.until(t, "the configuration was read again")
+	if strings.Contains(mounted(), " /run/guests/c2 ") || !strings.Contains(mounted(), " /run/guests/c1 ") {
+		t.Errorf("mounts:\n%s", mounted())
+	}
 	s.cmd.Process.Signal(syscall.SIGTERM)
 	if code := s.end(t); code != 0 {
 		t.Errorf("exit code %d", code)

@@ -27,6 +27,7 @@ import (
 	"github.com/every-channel/ecboot/internal/sdnotify"
 	"github.com/every-channel/ecboot/internal/supervise"
 	"github.com/every-channel/ecboot/internal/timeline"
+	"github.com/every-channel/ecboot/internal/zfs"
 	"github.com/every-channel/ecboot/vmm"
 )
 
@@ -55,7 +56,7 @@ A first Ctrl-C stops all guests gracefully, a second one at once.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			o.config = *configPath
 			if o.dryRun {
-				return upDryRun(cmd.Context(), o, cmd.OutOrStdout(), cmd.ErrOrStderr())
+				return upDryRun(cmd.Context(), o.config, cmd.OutOrStdout())
 			}
 			return up(cmd.Context(), o, cmd.ErrOrStderr())
 		},
@@ -312,16 +313,30 @@ func (h *guestHost) label(machine string) string {
 }
 
 // upDryRun prints the command of every guest.
-func upDryRun(ctx context.Context, o upOptions, stdout, stderr io.Writer) error {
-	cfg, err := loadGuests(o.config, assignWithoutKeeping)
+func upDryRun(ctx context.Context, config string, stdout io.Writer) error {
+	cfg, err := loadGuests(config, assignWithoutKeeping)
 	if err != nil {
 		return err
 	}
-	var errs []error
+	commands, err := commandsOfGuests(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	h := &guestHost{dirs: userDirs(), cfg: cfg}
+	errs := []error{h.checkDatasets(ctx)}
+	// What lies on a dataset shows when that is mounted.
+	_, datasets, _ := h.datasets()
+	known := func(path string) bool {
+		return !slices.ContainsFunc(datasets.Steps, func(s zfs.Step) bool {
+			return s.Path != "" && (path == s.Path || strings.HasPrefix(path, s.Path+"/"))
+		})
+	}
 	for _, g := range cfg.Guests {
-		argv, err := commandOfGuest(ctx, cfg, g.Name)
-		if err != nil {
+		argv, err := commands(g)
+		if err := errors.Join(err, missingFiles(g, stateDir(cfg), known)); err != nil {
 			errs = append(errs, fmt.Errorf("guest %s: %w", g.Name, err))
+		}
+		if err != nil {
 			continue
 		}
 		fmt.Fprintf(stdout, "# %s\n%s\n", g.Name, vmm.ShellQuote(argv))
@@ -341,21 +356,34 @@ func assignWithoutKeeping(store declared.MACStore, cfg *config.Config) error {
 
 // commandOfGuest is the command that would run a guest, program first.
 func commandOfGuest(ctx context.Context, cfg *config.Config, name string) ([]string, error) {
-	if _, ok := cfg.DeclaredGuest(name); !ok {
-		return nil, fmt.Errorf("guest %s: %w", name, supervise.ErrNotFound)
-	}
 	if err := assignWithoutKeeping(declared.StoreIn(stateDir(cfg)), cfg); err != nil {
 		return nil, err
 	}
-	g, _ := cfg.DeclaredGuest(name)
-	files, err := prepare(ctx, cfg, slog.New(slog.DiscardHandler))
+	g, ok := cfg.DeclaredGuest(name)
+	if !ok {
+		return nil, fmt.Errorf("guest %s: %w", name, supervise.ErrNotFound)
+	}
+	commands, err := commandsOfGuests(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}
-	h := &guestHost{dirs: userDirs(), log: slog.New(slog.DiscardHandler), cfg: cfg, files: files}
-	on, err := h.survey(ctx, *g)
+	return commands(*g)
+}
+
+// commandsOfGuests returns what tells the commands of guests, which have their
+// addresses.
+func commandsOfGuests(ctx context.Context, cfg *config.Config) (func(config.DeclaredGuest) ([]string, error), error) {
+	log := slog.New(slog.DiscardHandler)
+	files, err := prepare(ctx, cfg, log)
 	if err != nil {
 		return nil, err
 	}
-	return planCommand(planGuest(*g, on))
+	h := &guestHost{dirs: userDirs(), log: log, cfg: cfg, files: files}
+	return func(g config.DeclaredGuest) ([]string, error) {
+		on, err := h.survey(ctx, g)
+		if err != nil {
+			return nil, err
+		}
+		return planCommand(planGuest(g, on))
+	}, nil
 }
