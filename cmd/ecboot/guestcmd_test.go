@@ -202,7 +202,7 @@ func TestGuestVerbs(t *testing.T) {
 		{"show what", []string{"show"}, 2, []string{"accepts 1 arg"}, ""},
 		{"show nobody", []string{"show", "dbb"}, 2, []string{"there is no guest dbb: there are db, web, box, old"}, ""},
 
-		{"start", []string{"start", "web", "db", "web"}, 0, []string{"web: started\ndb: started\n"}, "web start; db start"},
+		{"start", []string{"start", "web", "db", "web"}, 0, []string{"web: started\ndb: started (it ran already)\n"}, "web start; db start"},
 		{"start all", []string{"start", "--all"}, 1, []string{"web: started\n", "old: disk /srv/old.raw: no such file"}, "web start; old start"},
 		{"start for programs", []string{"start", "old", "web", "-o", "json"}, 1, []string{`"done": "started"`, `"error": "disk /srv/old.raw: no such file"`}, "old start; web start"},
 		{"start what", []string{"start"}, 2, []string{"which guest?", "--all"}, ""},

@@ -38,7 +38,7 @@ func (r guestResult) String() string {
 type powerVerb struct {
 	done string               // what has become of a guest
 	all  func(api.Guest) bool // the guests that --all means; nil: there is no such flag
-	do   func(ctx context.Context, s *supervisor, name string) (how string, err error)
+	do   func(ctx context.Context, s *supervisor, g api.Guest) (how string, err error)
 	// together: guests do not wait for one another.
 	together bool
 }
@@ -110,7 +110,7 @@ func (v powerVerb) run(ctx context.Context, s *supervisor, guests []api.Guest, s
 	}
 	one := func(i int) {
 		r := guestResult{Name: guests[i].Name, Done: v.done}
-		how, err := v.do(ctx, s, r.Name)
+		how, err := v.do(ctx, s, guests[i])
 		if r.How = how; err != nil {
 			r.Done, r.Error = "", strings.TrimPrefix(err.Error(), "guest "+r.Name+": ")
 			if ctx.Err() != nil {
@@ -149,8 +149,13 @@ func newGuestStartCommand() *cobra.Command {
 	return powerCommand("start GUEST…", "Start guests, one after the other", powerVerb{
 		done: "started",
 		all:  func(g api.Guest) bool { return g.State != api.Running && g.State != api.Starting },
-		do: func(ctx context.Context, s *supervisor, name string) (string, error) {
-			return "", s.Start(ctx, name)
+		do: func(ctx context.Context, s *supervisor, g api.Guest) (how string, err error) {
+			// One that is switching itself off still runs, and is not started
+			// again.
+			if g.State == api.Running {
+				how = "it ran already"
+			}
+			return how, s.Start(ctx, g.Name)
 		},
 	})
 }
@@ -161,8 +166,8 @@ func newGuestStopCommand() *cobra.Command {
 		done:     "stopped",
 		all:      func(g api.Guest) bool { return isUp(g) || g.State == api.Stopping },
 		together: true,
-		do: func(ctx context.Context, s *supervisor, name string) (string, error) {
-			return s.Stop(ctx, name, now)
+		do: func(ctx context.Context, s *supervisor, g api.Guest) (string, error) {
+			return s.Stop(ctx, g.Name, now)
 		},
 	})
 	cmd.Long = `Ask guests to shut down, end those that do not within their stop_timeout, and say
@@ -176,8 +181,8 @@ func newGuestRestartCommand() *cobra.Command {
 		done:     "restarted",
 		all:      isUp,
 		together: true,
-		do: func(ctx context.Context, s *supervisor, name string) (string, error) {
-			return s.Restart(ctx, name)
+		do: func(ctx context.Context, s *supervisor, g api.Guest) (string, error) {
+			return s.Restart(ctx, g.Name)
 		},
 	})
 	cmd.Flags().Lookup("all").Usage = "all guests that run"
@@ -187,8 +192,8 @@ func newGuestRestartCommand() *cobra.Command {
 func newGuestResetCommand() *cobra.Command {
 	return powerCommand("reset GUEST…", "Press the reset button of guests: they begin anew without shutting down", powerVerb{
 		done: "reset",
-		do: func(ctx context.Context, s *supervisor, name string) (string, error) {
-			return "", s.Reset(ctx, name)
+		do: func(ctx context.Context, s *supervisor, g api.Guest) (string, error) {
+			return "", s.Reset(ctx, g.Name)
 		},
 	})
 }
