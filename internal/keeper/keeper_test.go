@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -547,6 +548,34 @@ func TestEndWhileStarting(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// Whoever finds a keeper by its plan can talk to it.
+func TestListensBeforeItIsFound(t *testing.T) {
+	dir := t.TempDir()
+	beingWritten := filepath.Join(dir, planName+".new")
+	if err := unix.Mkfifo(beingWritten, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := plan("")
+	p.VM.InitrdData = make([]byte, 1<<20) // more than a pipe takes
+	k := newKeeper(dir, p, slog.New(slog.DiscardHandler))
+	ended := make(chan error)
+	go func() {
+		ended <- k.run(func(context.Context) (guest, error) { return nil, errStopped }, func(report) {})
+	}()
+	f, err := os.Open(beingWritten) // when the keeper writes it
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, socketName)); err != nil {
+		t.Error(err)
+	}
+	_, _ = io.Copy(io.Discard, f)
+	f.Close()
+	if err := <-ended; err == nil {
+		t.Error("it ran")
 	}
 }
 

@@ -177,11 +177,12 @@ func (k *keeper) run(start func(context.Context) (guest, error), tell func(repor
 		k.linger(server)
 		return err
 	}
-	if err := durable.WriteJSON(filepath.Join(k.dir, planName), k.plan, 0o600); err != nil {
-		return fail(err)
-	}
 	listener, err := listen(k.dir)
 	if err != nil {
+		return fail(err)
+	}
+	// By this others find it, and talk to it from then on.
+	if err := durable.WriteJSON(filepath.Join(k.dir, planName), k.plan, 0o600); err != nil {
 		return fail(err)
 	}
 	log, err := k.openLog()
