@@ -262,8 +262,10 @@ func (h *guestHost) prepare(ctx context.Context, g config.DeclaredGuest) (_ *sup
 	if err != nil {
 		return nil, err
 	}
-	if err := missingFiles(g, on.state, func(string) bool { return true }); err != nil {
-		return nil, err
+	for _, s := range g.Shares {
+		if _, err := os.Stat(s.Source); err != nil {
+			return nil, fmt.Errorf("share %s: %w", s.Target, err)
+		}
 	}
 	if err := os.MkdirAll(filepath.Join(on.state, "guests", g.Name), 0o700); err != nil {
 		return nil, err
@@ -298,8 +300,8 @@ func (h *guestHost) prepare(ctx context.Context, g config.DeclaredGuest) (_ *sup
 	return p, nil
 }
 
-// missingFiles says what a guest needs that is not there and that nobody makes,
-// of the paths that can be known.
+// missingFiles says, without starting it, what a guest needs that is not there
+// and that nobody makes, of the paths that can be known.
 func missingFiles(g config.DeclaredGuest, stateDir string, known func(path string) bool) error {
 	var errs []error
 	need := func(what, path string) {
