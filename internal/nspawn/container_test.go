@@ -316,9 +316,21 @@ func TestDirectoryIsUsedInPlace(t *testing.T) {
 	if b, err := os.ReadFile(filepath.Join(root, "x")); string(b) != "42\n" {
 		t.Errorf("x holds %q, %v", b, err)
 	}
-	_, err := Start(t.Context(), Spec{Name: "other", Root: root}, Options{Cgroup: testCgroup(t)})
-	if err == nil || !strings.Contains(err.Error(), "another container uses it") {
-		t.Errorf("two containers on one directory: %v", err)
+	state := t.TempDir()
+	for _, test := range []struct {
+		other Spec
+		want  string
+	}{
+		{Spec{Root: root}, root + ": another container uses it: stop that one, or make both ephemeral or give each a state"},
+		// It would change nothing, and sees what changes.
+		{Spec{Root: root, Ephemeral: true}, root + ": another container changes it in place: stop that one, or make both ephemeral"},
+		{Spec{Root: root, State: state}, root + ": another container changes it in place"},
+	} {
+		test.other.Name = "other"
+		_, err := Start(t.Context(), test.other, Options{Cgroup: testCgroup(t)})
+		if err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("beside one that is used in place, %+v: %v, want %q", test.other, err, test.want)
+		}
 	}
 	if how := s.Stop(t.Context()); how != StoppedPowerOff || !strings.Contains(s.text(), "init: powers off") {
 		t.Errorf("stopped: %s", how)
@@ -328,6 +340,16 @@ func TestDirectoryIsUsedInPlace(t *testing.T) {
 	}
 	if entries, err := os.ReadDir(filepath.Dir(root)); err != nil || len(entries) != 1 {
 		t.Errorf("beside the root lie %v, %v", entries, err)
+	}
+}
+
+func TestStateIsOneContainers(t *testing.T) {
+	root, state := busyboxRoot(t), t.TempDir()
+	start(t, Spec{Root: root, State: state}, Options{}).expect(t, "init: ready")
+	start(t, Spec{Name: "beside", Root: root, State: t.TempDir()}, Options{}).expect(t, "init: ready")
+	_, err := Start(t.Context(), Spec{Name: "other", Root: root, State: state}, Options{Cgroup: testCgroup(t)})
+	if want := state + ": another container uses it: stop that one, or give this one another state"; err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("two containers with one state: %v, want %q", err, want)
 	}
 }
 

@@ -74,7 +74,7 @@ func (s *Spec) open(unpack func(archive string) (string, error)) (r root, err er
 	}()
 	switch r.kind {
 	case directory:
-		if err := r.lock(r.path, !r.overlay); err != nil {
+		if err := r.lock(r.path, !r.overlay, "stop that one, or make both ephemeral or give each a state"); err != nil {
 			return r, err
 		}
 	case tarball:
@@ -90,12 +90,12 @@ func (s *Spec) open(unpack func(archive string) (string, error)) (r root, err er
 			return r, fmt.Errorf("state: %w", err)
 		}
 	}
-	return r, r.lock(r.state, true)
+	return r, r.lock(r.state, true, "stop that one, or give this one another state")
 }
 
-// lock keeps a directory from others that lock it too. The kernel frees it with
-// this process.
-func (r *root) lock(dir string, exclusive bool) error {
+// lock keeps a directory from others that lock it too, and says what to do
+// instead. The kernel frees it with this process.
+func (r *root) lock(dir string, exclusive bool, instead string) error {
 	f, err := os.Open(dir)
 	if err != nil {
 		return err
@@ -107,7 +107,11 @@ func (r *root) lock(dir string, exclusive bool) error {
 	if err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB); err != nil {
 		f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			return fmt.Errorf("%s: another container uses it: stop that one, or make this one ephemeral", dir)
+			what := "another container uses it"
+			if !exclusive {
+				what = "another container changes it in place"
+			}
+			return fmt.Errorf("%s: %s: %s", dir, what, instead)
 		}
 		return fmt.Errorf("lock %s: %w", dir, err)
 	}
