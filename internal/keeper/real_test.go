@@ -16,11 +16,10 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/every-channel/ecboot/images"
 	"github.com/every-channel/ecboot/internal/nettest"
 	"github.com/every-channel/ecboot/internal/nspawn"
+	"github.com/every-channel/ecboot/internal/systemdtest"
 	"github.com/every-channel/ecboot/internal/timeline"
 	"github.com/every-channel/ecboot/vmm"
 )
@@ -190,24 +189,12 @@ while read -r line; do eval "$line"; done
 	return root
 }
 
-// containerPlan needs a cgroup where there is cgroup v2 only.
 func containerPlan(t *testing.T) Plan {
 	t.Helper()
-	p := Plan{Name: "box", Backend: Container, Machine: "box", Container: &nspawn.Spec{Name: "box", Root: busyboxRoot(t)}, ReadyPattern: "^init: ready"}
-	var st unix.Statfs_t
-	if unix.Statfs("/sys/fs/cgroup", &st) == nil && st.Type == unix.CGROUP2_SUPER_MAGIC {
-		dir, err := os.MkdirTemp("/sys/fs/cgroup", "ecboot-test-*")
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() {
-			if err := os.Remove(dir); err != nil {
-				t.Error(err)
-			}
-		})
-		p.Cgroup = dir
+	return Plan{
+		Name: "box", Backend: Container, Machine: "box", Container: &nspawn.Spec{Name: "box", Root: busyboxRoot(t)},
+		ReadyPattern: "^init: ready", Cgroup: systemdtest.Cgroup(t),
 	}
-	return p
 }
 
 func TestContainerOutlivesItsParent(t *testing.T) {

@@ -61,29 +61,23 @@ func openCgroup(dir string, limits Limits) (*os.File, error) {
 	return os.Open(dir)
 }
 
-// Sweep removes the empty cgroups that nspawn has made for a container and left
-// when it was killed: below Options.Cgroup, or below those of this process if
-// that is empty. What is in use stays.
+// Sweep removes the empty cgroups that nspawn has made for a container in
+// Options.Cgroup, and left when it was killed. What is in use stays.
 func Sweep(cgroup string) {
-	var dirs []string
-	twin := ""
 	if cgroup == "" {
-		own, _ := os.ReadFile("/proc/self/cgroup")
-		dirs = cgroupDirs(string(own))
-	} else {
-		dirs = []string{cgroup}
-		if rel, ok := strings.CutPrefix(cgroup, unifiedCgroups+"/"); ok {
-			// nspawn makes the same in the other hierarchy.
-			twin = filepath.Join(systemdCgroups, rel)
-			dirs = append(dirs, twin)
-		}
+		return // whose they are nobody could tell
+	}
+	dirs := []string{cgroup}
+	if rel, ok := strings.CutPrefix(cgroup, unifiedCgroups+"/"); ok {
+		// nspawn makes the same in the other hierarchy.
+		dirs = append(dirs, filepath.Join(systemdCgroups, rel))
 	}
 	for _, dir := range dirs {
 		for _, name := range []string{"payload", "supervisor"} {
 			removeEmpty(filepath.Join(dir, name))
 		}
 	}
-	if twin != "" {
+	for _, twin := range dirs[1:] {
 		_ = unix.Rmdir(twin)
 	}
 }
@@ -98,20 +92,4 @@ func removeEmpty(dir string) {
 		}
 	}
 	_ = unix.Rmdir(dir)
-}
-
-// cgroupDirs are where nspawn works in the cgroups of a process, as
-// /proc/PID/cgroup lists them.
-func cgroupDirs(list string) (dirs []string) {
-	for line := range strings.Lines(list) {
-		f := strings.SplitN(strings.TrimSpace(line), ":", 3)
-		switch {
-		case len(f) < 3:
-		case f[1] == "name=systemd":
-			dirs = append(dirs, filepath.Join(systemdCgroups, f[2]))
-		case f[0] == "0":
-			dirs = append(dirs, filepath.Join(unifiedCgroups, f[2]))
-		}
-	}
-	return dirs
 }

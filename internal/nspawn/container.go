@@ -23,7 +23,8 @@ type Options struct {
 	Cache   string // directory where tar archives are unpacked; needed by those only
 	// Cgroup is the directory of an empty cgroup (v2) that is the container's
 	// alone and that whoever made it removes, after Sweep if this process was
-	// killed; empty: that of this process, where the host has cgroup v1 too.
+	// killed. Empty: that of this process, for hosts with cgroup v1 on which
+	// none can be made; where one can be, nspawn would leave some of its own.
 	Cgroup string
 	Log    *slog.Logger  // nil: silent
 	Grace  time.Duration // how long Stop waits for the container's init; 0: 30 s
@@ -93,7 +94,7 @@ func Start(ctx context.Context, spec Spec, opts Options) (_ *Container, err erro
 	if err := c.furnish(ctx, spec); err != nil {
 		return nil, err
 	}
-	Sweep(opts.Cgroup) // nspawn fails on one that another container has left
+	Sweep(opts.Cgroup) // nspawn fails on what it left when it was killed
 	if err := c.launch(spec.Limits); err != nil {
 		return nil, err
 	}

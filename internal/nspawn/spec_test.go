@@ -120,11 +120,3 @@ func TestSpecContradicts(t *testing.T) {
 		}
 	}
 }
-
-func TestCgroupDirs(t *testing.T) {
-	got := cgroupDirs("9:name=systemd:/a.slice\n4:memory:/m\n0::/a.slice/b\n")
-	want := []string{"/sys/fs/cgroup/systemd/a.slice", "/sys/fs/cgroup/unified/a.slice/b"}
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Error(diff)
-	}
-}
