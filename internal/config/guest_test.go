@@ -149,6 +149,9 @@ func TestGuestMistakes(t *testing.T) {
 		{"words for a script", "[profile.menu]\nscript = \"m\"\n" + vm + "append = \"quiet\"\nprofile = \"menu\"\n" + card, []string{"5:10: guest.a.append: is for the kernel of a profile, and menu has none; leave it out"}},
 		{"chain on a segment without servers", "[segment.x]\nbridge = \"br0\"\nmode = \"off\"\n" + vm + "chain_url = \"http://1.2.3.4/\"\n[[guest.a.nic]]\nsegment = \"x\"\n", []string{
 			`6:13: guest.a.chain_url: is handed out by the servers of a segment, and the mode of segment.x is "off"; write another mode there, or a network card elsewhere`}},
+		{"profile without a network", vm + "boot = \"disk\"\nprofile = \"default\"\n" + disk, []string{"4:11: guest.a.profile: is what ecboot serves over the network, and the guest has no network card"}},
+		{"words without a network", vm + "boot = \"disk\"\nappend = \"quiet\"\n" + disk, []string{"4:10: guest.a.append: is for the kernel of a profile, and the guest has no network card to load one by; leave it out"}},
+		{"chain without a network", vm + "boot = \"disk\"\nchain_url = \"http://1.2.3.4/\"\n" + disk, []string{"4:13: guest.a.chain_url: is loaded over the network, and the guest has no network card"}},
 		{"chain to nowhere", vm + "chain_url = \"\"\n" + card, []string{`3:13: guest.a.chain_url: "" does not begin with http://, https:// or tftp://`}},
 		{"chain to two words", vm + "chain_url = \"http://h/a b\"\n" + card, []string{`is not a URL`}},
 		{"chain to a file", vm + "chain_url = \"file:///x\"\n" + card, []string{`does not begin with http://`}},

@@ -218,6 +218,15 @@ func (k guestCheck) boot() {
 		k.wrong("boot", `"network" needs the ROM of a network card with BIOS, and rom is "none"`, `write rom = "default" for one of them, or firmware = "uefi"`)
 	}
 	k.profile()
+	if g.Boot == BootDisk && len(g.NICs) == 0 {
+		const lacking, instead = "over the network, and the guest has no network card", "write one, or leave it out"
+		if g.Profile != "" {
+			k.wrong("profile", "is what ecboot serves "+lacking, instead)
+		}
+		if g.ChainURL != "" {
+			k.wrong("chain_url", "is loaded "+lacking, instead)
+		}
+	}
 	if g.Profile != "" && len(g.NICs) > 0 && k.every(func(n GuestNIC) bool { return !k.served(n) }) {
 		k.wrong("profile", "is what ecboot serves, and it serves none of the guest's networks", "write a network card on a segment, or leave it out")
 	}
@@ -293,6 +302,8 @@ func (k guestCheck) appended() {
 	switch name := cmp.Or(k.g.Profile, DefaultProfile); {
 	case k.g.ChainURL != "":
 		why, instead = "chain_url is in its place", "leave out one of the two"
+	case k.g.Boot == BootDisk && len(k.g.NICs) == 0:
+		why, instead = "the guest has no network card to load one by", "leave it out"
 	case k.kernelless(name):
 		why, instead = name+" has none", "leave it out"
 	default:
