@@ -61,15 +61,15 @@ in
     # Where ecboot looks for UEFI firmware, which QEMU's package describes.
     environment.etc."qemu/firmware".source = lib.mkDefault "${cfg.qemuPackage}/share/qemu/firmware";
 
-    # QEMU runs as ecboot-guest; who is in the group ecboot may drive the guests. A
-    # guest that breaks out of QEMU is not.
+    # QEMU runs as ecboot-guest; who is in the group of operators may drive the
+    # guests. A guest that breaks out of QEMU is not.
     users.users.ecboot-guest = {
       isSystemUser = true;
       group = "ecboot-guest";
       extraGroups = [ "kvm" ];
     };
     users.groups.ecboot-guest = { };
-    users.groups.ecboot.members = cfg.operators;
+    users.groups.${cfg.settings.server.operator_group or "ecboot"}.members = cfg.operators;
 
     systemd.tmpfiles.rules = [
       "d /run/ecboot 0711 root root -"

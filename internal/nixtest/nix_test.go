@@ -342,6 +342,15 @@ func TestOverride(t *testing.T) {
 	}
 }
 
+// TestOperatorGroup puts the operators where the configuration looks for them.
+func TestOperatorGroup(t *testing.T) {
+	t.Parallel()
+	h := mustEvaluate(t, `{ services.ecboot = { enable = true; operators = [ "alice" ]; settings.server.operator_group = "wheel"; }; }`)
+	if got := h.Users.Groups["wheel"].Members; !slices.Equal(got, []string{"alice"}) {
+		t.Errorf("groups: %+v", h.Users.Groups)
+	}
+}
+
 // TestService wants the service of other systems on NixOS, too.
 func TestService(t *testing.T) {
 	t.Parallel()
