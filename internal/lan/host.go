@@ -71,10 +71,26 @@ func (h host) names() string {
 	return strings.Join(out, ", ")
 }
 
+// settled asks the kernel for a list again when something has changed while it
+// was told: only a part of that is of any use.
+func settled[T any](list func() ([]T, error)) (all []T, err error) {
+	for range 100 {
+		if all, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return all, err
+}
+
+// addressesOf are those of a link, or of all.
+func addressesOf(link netlink.Link, family int) ([]netlink.Addr, error) {
+	return settled(func() ([]netlink.Addr, error) { return netlink.AddrList(link, family) })
+}
+
 // readHost looks at this machine.
 func readHost() (host, error) {
 	h := host{links: map[string]linkState{}, id: machineID()}
-	links, err := netlink.LinkList()
+	links, err := settled(netlink.LinkList)
 	if err != nil {
 		return h, err
 	}
@@ -82,7 +98,7 @@ func readHost() (host, error) {
 	for _, l := range links {
 		name[l.Attrs().Index] = l.Attrs().Name
 	}
-	have, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	have, err := addressesOf(nil, netlink.FAMILY_ALL)
 	if err != nil {
 		return h, err
 	}
@@ -116,7 +132,7 @@ func readHost() (host, error) {
 		h.links[la.Name] = state
 	}
 	// Without rules of its own a kernel has no such list.
-	rules, _ := netlink.RuleList(netlink.FAMILY_ALL)
+	rules, _ := settled(func() ([]netlink.Rule, error) { return netlink.RuleList(netlink.FAMILY_ALL) })
 	for _, r := range rules {
 		for _, name := range []string{r.IifName, r.OifName} {
 			if l, ok := h.links[name]; ok {
@@ -125,7 +141,9 @@ func readHost() (host, error) {
 			}
 		}
 	}
-	routes, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+	routes, err := settled(func() ([]netlink.Route, error) {
+		return netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+	})
 	if err != nil {
 		return h, err
 	}

@@ -283,7 +283,7 @@ func AddressOf(links ...string) (netip.Prefix, error) {
 }
 
 func addresses(link netlink.Link) ([]netip.Prefix, error) {
-	list, err := netlink.AddrList(link, netlink.FAMILY_V4)
+	list, err := addressesOf(link, netlink.FAMILY_V4)
 	if err != nil {
 		return nil, err
 	}

@@ -73,7 +73,7 @@ func (c change) openMarked() (*Tap, error) {
 // as deaths at the wrong moment leave them, and names them. The caller makes none
 // at the same time.
 func RemoveUnused() (names []string, err error) {
-	links, err := netlink.LinkList()
+	links, err := settled(netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("look at the network: %w", err)
 	}
@@ -227,7 +227,7 @@ func freeIndex() int {
 	for _, e := range entries {
 		used[e.Name()] = true
 	}
-	links, _ := netlink.LinkList()
+	links, _ := settled(netlink.LinkList)
 	highest := 0
 	for _, l := range links {
 		highest = max(highest, l.Attrs().Index)

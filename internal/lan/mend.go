@@ -121,7 +121,7 @@ func (b *belongings) areOn(name string) bool {
 	if err != nil {
 		return !isNotFound(err)
 	}
-	have, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+	have, err := addressesOf(link, netlink.FAMILY_ALL)
 	if err != nil {
 		return true
 	}
