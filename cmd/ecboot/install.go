@@ -295,10 +295,7 @@ func (s *setup) packaged() error {
 // next is what to do after an installation.
 func (s *setup) next(upgrade bool) (commands []string) {
 	const config = "/etc/ecboot/ecboot.toml"
-	enabled, systemd := s.enabled(), false
-	if st, err := s.root.Lstat("run/systemd/system"); err == nil {
-		systemd = st.IsDir()
-	}
+	enabled, systemd := s.enabled(), s.systemd()
 	switch {
 	case filepath.Clean(s.dir) != "/":
 		if !enabled {
@@ -323,11 +320,20 @@ func (s *setup) next(upgrade bool) (commands []string) {
 	return append(commands, "systemctl daemon-reload", "systemctl enable --now ecboot")
 }
 
+// systemd tells whether it runs there.
+func (s *setup) systemd() bool {
+	st, err := s.root.Lstat("run/systemd/system")
+	return err == nil && st.IsDir()
+}
+
 // enabled tells whether systemd starts the service with the host.
 func (s *setup) enabled() bool {
 	_, err := s.root.Lstat("etc/systemd/system/multi-user.target.wants/ecboot.service")
 	return err == nil
 }
+
+// partSuffix ends the name of a file that is not whole.
+const partSuffix = ".ecboot-new"
 
 // write makes a file whole or not at all, and notes the directories that it makes.
 func (s *setup) write(f payload, record *installed) (err error) {
@@ -344,7 +350,7 @@ func (s *setup) write(f payload, record *installed) (err error) {
 		}
 		record.Dirs = append(record.Dirs, dir)
 	}
-	part := below(f.path) + ".ecboot-new"
+	part := below(f.path) + partSuffix
 	defer func() {
 		if err != nil {
 			s.root.Remove(part)
@@ -380,7 +386,9 @@ func (s *setup) uninstall() (*installation, error) {
 	done := s.installation()
 	left := &installed{Schema: installedSchema, Files: map[string][]string{}, Dirs: record.Dirs}
 	var remove []string
+	parts := []string{s.recordFile() + partSuffix}
 	for _, p := range slices.Sorted(maps.Keys(record.Files)) {
+		parts = append(parts, p+partSuffix) // of an installation that was killed
 		now, err := s.now(p)
 		switch {
 		case err != nil:
@@ -394,7 +402,7 @@ func (s *setup) uninstall() (*installation, error) {
 			left.Files[p] = record.Files[p]
 		}
 	}
-	if filepath.Clean(s.dir) == "/" {
+	if filepath.Clean(s.dir) == "/" && s.systemd() {
 		done.Next = append(done.Next, "systemctl daemon-reload")
 	}
 	if s.dryRun {
@@ -403,7 +411,7 @@ func (s *setup) uninstall() (*installation, error) {
 	if len(left.Files) == 0 {
 		remove = append(remove, s.recordFile())
 	}
-	for _, p := range remove {
+	for _, p := range append(parts, remove...) {
 		if err := s.root.Remove(below(p)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, err
 		}

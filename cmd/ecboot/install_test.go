@@ -145,6 +145,22 @@ func TestInstall(t *testing.T) {
 	install(1, "--uninstall")
 }
 
+// An installation that was killed has left the file that it was writing.
+func TestUninstallRemovesWhatIsNotWhole(t *testing.T) {
+	root := t.TempDir()
+	before := tree(t, root)
+	ecboot(t, "install", "--root", root).want(t, 0)
+	for _, path := range []string{"bin/ecboot", "share/ecboot/installed.json"} {
+		if err := os.WriteFile(filepath.Join(root, "usr/local", path+".ecboot-new"), []byte("half"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ecboot(t, "install", "--root", root, "--uninstall").want(t, 0)
+	if after := tree(t, root); !slices.Equal(after, before) {
+		t.Errorf("left: %q, before %q", after, before)
+	}
+}
+
 func TestInstallStaysBelowItsRoot(t *testing.T) {
 	root, outside := t.TempDir(), t.TempDir()
 	if err := os.MkdirAll(filepath.Join(root, "usr/local"), 0o755); err != nil {

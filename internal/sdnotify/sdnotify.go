@@ -53,8 +53,7 @@ func New() (*Notifier, error) {
 	return n, nil
 }
 
-// Ready says that the service does what it is there for, after its start or a
-// reload.
+// Ready says that the service does what it is there for.
 func (n *Notifier) Ready() error { return n.send("READY=1") }
 
 // Stopping says that the service ends in good order.
