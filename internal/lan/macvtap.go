@@ -139,11 +139,44 @@ func errInUse(name string) error {
 	files, _ := filepath.Glob("/proc/[0-9]*/fd/*")
 	for _, file := range files {
 		if to, err := os.Readlink(file); err == nil && filepath.Base(to) == device {
-			pid, _ := strconv.Atoi(strings.Split(file, "/")[2])
+			parts := strings.Split(file, "/") // the empty one, proc, PID, fd, number
+			pid, _ := strconv.Atoi(parts[2])
+			fd, _ := strconv.Atoi(parts[4])
+			// A link of another namespace may have the same index, and so a
+			// device of the same name.
+			if theirs, err := linkOf(pid, fd); err == nil && theirs != name {
+				continue
+			}
 			return fmt.Errorf("%s with the address %s has a guest already: process %s", name, link.Attrs().HardwareAddr, process{PID: pid})
 		}
 	}
 	return nil
+}
+
+// linkOf names the link whose file a process has open.
+func linkOf(pid, fd int) (name string, err error) {
+	process, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return "", err
+	}
+	defer unix.Close(process)
+	file, err := unix.PidfdGetfd(process, fd, 0)
+	if err != nil {
+		return "", err
+	}
+	defer unix.Close(file)
+	return linkOfFile(file)
+}
+
+func linkOfFile(fd int) (name string, err error) {
+	req, err := unix.NewIfreq("")
+	if err != nil {
+		return "", err
+	}
+	if err := unix.IoctlIfreq(fd, unix.TUNGETIFF, req); err != nil {
+		return "", err
+	}
+	return req.Name(), nil
 }
 
 func devicePath(link netlink.Link) string { return "/dev/tap" + strconv.Itoa(link.Attrs().Index) }
@@ -205,12 +238,9 @@ func openMacvtap(link netlink.Link) (*Tap, error) {
 	}
 	// Links of other namespaces have the same indices and the same names
 	// for their devices.
-	req, err := unix.NewIfreq("")
-	if err == nil {
-		err = unix.IoctlIfreq(fd, unix.TUNGETIFF, req)
-	}
-	if err == nil && req.Name() != la.Name {
-		err = fmt.Errorf("it belongs to %s, of another network namespace", req.Name())
+	name, err := linkOfFile(fd)
+	if err == nil && name != la.Name {
+		err = fmt.Errorf("it belongs to %s, of another network namespace", name)
 	}
 	if err != nil {
 		unix.Close(fd)

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -292,6 +293,36 @@ func TestMacvtapWithoutASegment(t *testing.T) {
 		t.Errorf("on a port: %v", err)
 	}
 	router.Run(t, "ping", "-c1", "-W5", "10.79.0.2")
+}
+
+// Device files are named by the links' indices, which are the same in several
+// namespaces: a file that somebody has open may be that of another link.
+func TestMacvtapOfAnotherNamespaceIsNotThisOne(t *testing.T) {
+	router := office(t)
+	const index = "7777"
+	link := func(parent, name string) []string {
+		return []string{"link", "add", "link", parent, "name", name, "index", index, "type", "macvtap", "mode", "bridge"}
+	}
+	router.Run(t, "ip", link("lan0", "theirs")...)
+	router.Run(t, "ip", "link", "set", "theirs", "up")
+	theirs, err := os.OpenFile("/dev/tap"+index, os.O_RDWR|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer theirs.Close()
+	run(t, "ip", link("nic0", "mine")...)
+	if err := errInUse("mine"); err != nil {
+		t.Error(err)
+	}
+	router.Do(t, func() {
+		if err := errInUse("theirs"); err == nil || !strings.Contains(err.Error(), "has a guest already") {
+			t.Errorf("of the link whose file it is: %v", err)
+		}
+	})
+	router.Run(t, "ip", "link", "set", "theirs", "down")
+	if err := Remove("mine"); err != nil {
+		t.Error(err)
+	}
 }
 
 // The servers' macvlan, a guest's macvtap, a container's macvlan and another
