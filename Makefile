@@ -77,7 +77,7 @@ fuzz:
 
 # ecboot beside its peers. Each figure ends in a line: bench NAME ours=… peer=….
 # ROUNDS (3) is how often each contender runs.
-BENCHES := boot servers http tftp dhcp storm
+BENCHES := boot servers http tftp dhcp storm guests
 bench: $(BENCHES:%=bench-%)
 
 .PHONY: $(BENCHES:%=bench-%)
