@@ -2,6 +2,7 @@ package vmm
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"image/png"
 	"net"
@@ -447,6 +448,13 @@ func TestWithKVM(t *testing.T) {
 		if err != nil && !strings.Contains(err.Error(), want) || err == nil && fmt.Sprint(c.Groups) != want {
 			t.Errorf("%o: %+v, %v; want %s", mode, c, err, want)
 		}
+	}
+	// Root's own group opens far more than this device.
+	if err := errors.Join(os.Chown(device, 0, 0), os.Chmod(device, 0o660)); err != nil {
+		t.Fatal(err)
+	}
+	if c, err := (Credential{UID: 5, GID: 5}).withKVM(device); err == nil || !strings.Contains(err.Error(), "chgrp kvm") {
+		t.Errorf("a device of root's group: %+v, %v", c, err)
 	}
 }
 

@@ -104,8 +104,8 @@ func (c Credential) withKVM(device string) (*Credential, error) {
 	}
 	switch {
 	case c.UID == 0, st.Mode&0o006 == 0o006, st.Uid == c.UID && st.Mode&0o600 == 0o600:
-	case st.Mode&0o060 != 0o060:
-		return nil, fmt.Errorf("user %d may not open %s, nor may its group: chgrp kvm %[2]s && chmod 660 %[2]s", c.UID, device)
+	case st.Gid == 0, st.Mode&0o060 != 0o060: // root's group opens far more
+		return nil, fmt.Errorf("user %d may not open %s, nor may a group of its own: chgrp kvm %[2]s && chmod 660 %[2]s", c.UID, device)
 	case c.GID != st.Gid && !slices.Contains(c.Groups, st.Gid):
 		c.Groups = append(slices.Clone(c.Groups), st.Gid)
 	}
