@@ -296,15 +296,27 @@ func (s *setup) packaged() error {
 func (s *setup) next(upgrade bool) (commands []string) {
 	const config = "/etc/ecboot/ecboot.toml"
 	enabled, systemd := s.enabled(), s.systemd()
+	image := filepath.Clean(s.dir) != "/"
+	ctl, now := "systemctl", " --now"
+	if image {
+		ctl, now = ctl+" --root="+s.dir, ""
+	}
+	enable, users, dirs := ctl+" enable"+now+" ecboot", "", ""
+	if s.prefix != dist.Prefix && s.prefix != "/usr/local" {
+		// systemd looks there for nothing by itself.
+		lib := path.Join(s.prefix, "lib")
+		units := path.Join(lib, "systemd/system")
+		enable = ctl + " link " + path.Join(units, "ecboot.slice") + " && " + ctl + " enable" + now + " " + path.Join(units, "ecboot.service")
+		users, dirs = " "+path.Join(lib, "sysusers.d/ecboot.conf"), " "+path.Join(lib, "tmpfiles.d/ecboot.conf")
+	}
 	switch {
-	case filepath.Clean(s.dir) != "/":
-		if !enabled {
-			commands = append(commands, "systemctl --root="+s.dir+" enable ecboot")
-		}
-		return commands
+	case image && enabled:
+		return []string{} // JSON: a list, if an empty one
+	case image:
+		return []string{enable}
 	case upgrade:
 	case systemd:
-		commands = append(commands, "systemd-sysusers", "systemd-tmpfiles --create")
+		commands = append(commands, "systemd-sysusers"+users, "systemd-tmpfiles --create"+dirs)
 	default:
 		commands = append(commands, "groupadd --system ecboot", "useradd --system --user-group --shell /usr/sbin/nologin ecboot-guest")
 	}
@@ -317,7 +329,7 @@ func (s *setup) next(upgrade bool) (commands []string) {
 	case enabled:
 		return append(commands, "systemctl daemon-reload", "systemctl restart ecboot    # guests run on")
 	}
-	return append(commands, "systemctl daemon-reload", "systemctl enable --now ecboot")
+	return append(commands, "systemctl daemon-reload", enable)
 }
 
 // systemd tells whether it runs there.

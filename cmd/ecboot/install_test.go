@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/every-channel/ecboot/internal/nettest"
 )
 
 // tree lists the files below a directory, directories with a slash.
@@ -179,6 +181,27 @@ func TestInstallBesideAPackage(t *testing.T) {
 	root := t.TempDir()
 	ecboot(t, "install", "--root", root, "--prefix", "/usr").want(t, 0)
 	ecboot(t, "install", "--root", root).want(t, 1, "/usr/lib/systemd/system/ecboot.service is there, as of a package", "--prefix /usr")
+}
+
+// Where systemd does not look for units, whoever enables them must say where they
+// are.
+func TestInstallWhereSystemdDoesNotLook(t *testing.T) {
+	nettest.Need(t, "systemctl")
+	root := t.TempDir()
+	r := ecboot(t, "install", "--root", root, "--prefix", "/opt/ecboot")
+	r.want(t, 0)
+	_, next, _ := strings.Cut(r.stdout, "Next:\n")
+	if out, err := exec.Command("sh", "-c", next).CombinedOutput(); err != nil {
+		t.Fatalf("%s%v\n%s", next, err, out)
+	}
+	const units = "/opt/ecboot/lib/systemd/system/"
+	for link, want := range map[string]string{
+		"ecboot.service": units + "ecboot.service", "ecboot.slice": units + "ecboot.slice", "multi-user.target.wants/ecboot.service": units + "ecboot.service",
+	} {
+		if to, err := os.Readlink(filepath.Join(root, "etc/systemd/system", link)); to != want {
+			t.Errorf("%s leads to %q, %v, want %s", link, to, err, want)
+		}
+	}
 }
 
 func TestInstallWrongly(t *testing.T) {
