@@ -56,11 +56,10 @@ type Plan struct {
 	Container *nspawn.Spec
 	Cache     string // where tar archives are unpacked
 
-	Grace        time.Duration // how long a stop is graceful before it is firm; 0: 30 s
-	LogFile      string        // the console's output, appended; 10 MiB of it and as much in LogFile.1; empty: none
-	Cgroup       string        // directory (v2) for the guest's processes; empty: the keeper's
-	ReadyPattern string        // regular expression of a console line that says the guest is ready; empty: it is once it runs
-	Links        []string      // of the host, that must go when the guest has ended; the keeper only hands them out
+	Grace   time.Duration // how long a stop is graceful before it is firm; 0: 30 s
+	LogFile string        // the console's output, appended; 10 MiB of it and as much in LogFile.1; empty: none
+	Cgroup  string        // directory (v2) for the guest's processes; empty: the keeper's
+	Links   []string      // of the host, that must go when the guest has ended; the keeper only hands them out
 }
 
 // defaultGrace is a Plan's Grace if it says none.
@@ -131,7 +130,6 @@ type Status struct {
 	Since       time.Time
 	State       string
 	Trouble     string // why the guest waits for its host, such as a full disk; empty: it does not
-	Ready       bool
 	Command     []string
 	Plan        Plan
 }

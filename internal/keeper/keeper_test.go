@@ -197,7 +197,7 @@ func TestSpawn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if st.Schema != Schema || st.Name != "box" || st.Digest != "d1" || st.Backend != QEMU || st.State != "running" || !st.Ready ||
+	if st.Schema != Schema || st.Name != "box" || st.Digest != "d1" || st.Backend != QEMU || st.State != "running" ||
 		st.PID != st.Keeper || st.Keeper != joined || !slices.Equal(st.Command, []string{"fake", "box"}) || time.Since(st.Since) > patience {
 		t.Errorf("status %+v", st)
 	}
@@ -248,7 +248,6 @@ func TestSpawnErrors(t *testing.T) {
 		{"no name", func(p *Plan) { p.Name = "" }, nil, "a guest without a name"},
 		{"backend", func(p *Plan) { p.Backend = "xen" }, nil, `backend "xen": use qemu, microvm or container`},
 		{"no machine", func(p *Plan) { p.VM = nil }, nil, "backend qemu does not go with what is planned"},
-		{"pattern", func(p *Plan) { p.ReadyPattern = "(" }, nil, "ready pattern: error parsing regexp: missing closing ): `(`"},
 		{"log", func(p *Plan) { p.LogFile = "console.log" }, nil, `log "console.log": use an absolute path`},
 		{"log is a directory", func(p *Plan) { p.LogFile = "/proc" }, nil, "log of the console: open /proc: is a directory"},
 		{"join", func(*Plan) {}, busy, busy.Error()},
@@ -719,30 +718,6 @@ func TestSlowReader(t *testing.T) {
 	}
 	if !bytes.Contains(all, []byte("bytes of output left out]")) || len(all) > 2<<20 {
 		t.Errorf("the slow one got %d bytes and was not told that there were more", len(all))
-	}
-}
-
-func TestReady(t *testing.T) {
-	t.Setenv(fakeVar, "1")
-	p := plan("")
-	p.ReadyPattern = "^fake: heard .* login:"
-	c := spawn(t, p, SpawnOptions{})
-	ready := func() bool {
-		st, err := c.Status(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		return st.Ready
-	}
-	if ready() {
-		t.Error("it is ready without having said so")
-	}
-	tell(t, c, "box login:")
-	for deadline := time.Now().Add(patience); !ready(); {
-		if time.Now().After(deadline) {
-			t.Fatal("it is never ready")
-		}
-		time.Sleep(time.Millisecond)
 	}
 }
 

@@ -12,7 +12,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"regexp"
 	"runtime"
 	"sync"
 	"syscall"
@@ -126,7 +125,6 @@ type keeper struct {
 	guest       guest         // valid once started is closed; nil: it does not start
 
 	mu       sync.Mutex
-	ready    bool
 	stopping bool
 	killed   bool
 	writing  bool // somebody writes to the console
@@ -207,7 +205,6 @@ func (k *keeper) run(start func(context.Context) (guest, error), tell func(repor
 	close(k.started)
 	fmt.Fprintf(log, "\r\n--- %s starts, %s ---\r\n", k.plan.Name, k.began.Format(time.RFC3339))
 	detach := g.Console().Attach(log)
-	go k.awaitReady()
 	tell(report{PID: g.PID()})
 
 	<-g.Done()
@@ -230,18 +227,6 @@ func (k *keeper) openLog() (*rotatingFile, error) {
 		return nil, fmt.Errorf("log of the console: %w", err)
 	}
 	return f, nil
-}
-
-func (k *keeper) awaitReady() {
-	if k.plan.ReadyPattern != "" {
-		re, err := regexp.Compile(k.plan.ReadyPattern)
-		if err != nil || k.guest.Console().Expect(context.Background(), re) != nil {
-			return // it ended before
-		}
-	}
-	k.mu.Lock()
-	k.ready = true
-	k.mu.Unlock()
 }
 
 // beginStop stops the guest, once, however many ask.

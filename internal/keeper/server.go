@@ -104,7 +104,6 @@ func (k *keeper) serveStatus(w http.ResponseWriter, r *http.Request) {
 	}
 	k.mu.Lock()
 	stopping := k.stopping
-	st.Ready = k.ready
 	k.mu.Unlock()
 	select {
 	case <-k.started:

@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"syscall"
 	"time"
@@ -57,9 +56,6 @@ func Spawn(ctx context.Context, plan Plan, opts SpawnOptions) (_ *Client, err er
 	}
 	if err := plan.check(); err != nil {
 		return nil, err
-	}
-	if _, err := regexp.Compile(plan.ReadyPattern); err != nil {
-		return nil, fmt.Errorf("ready pattern: %w", err)
 	}
 	lock, err := claim(opts.Dir)
 	if err != nil {
