@@ -94,6 +94,7 @@ type Exit struct {
 	Reason string // in the words of vmm or nspawn
 	Detail string // may be empty
 	How    string // what it took to stop it; empty: nobody asked it to end
+	Told   bool   // who asked was nobody's Client, but a signal, such as the service manager's
 	Failed bool   // a crash, a panic, a kill from outside
 	Reboot bool   // it wants to be started again at once
 	At     time.Time

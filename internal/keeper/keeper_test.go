@@ -591,7 +591,7 @@ func TestSignals(t *testing.T) {
 	if err := signalProcess(c.keeper, syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	if e := c.Exit(); e.How != "asked" || e.Failed {
+	if e := c.Exit(); e.How != "asked" || !e.Told || e.Failed {
 		t.Errorf("exit %+v", e)
 	}
 }

@@ -126,6 +126,7 @@ type keeper struct {
 
 	mu       sync.Mutex
 	stopping bool
+	told     bool
 	killed   bool
 	writing  bool // somebody writes to the console
 	how      string
@@ -155,7 +156,7 @@ func (k *keeper) listenToSignals() {
 		for s := range signals {
 			if s == syscall.SIGTERM || s == syscall.SIGWINCH || s == syscall.SIGINT {
 				k.log.Info("told to end", "signal", s.String())
-				k.beginStop()
+				k.beginStop(true)
 			}
 		}
 	}()
@@ -229,11 +230,14 @@ func (k *keeper) openLog() (*rotatingFile, error) {
 	return f, nil
 }
 
-// beginStop stops the guest, once, however many ask.
-func (k *keeper) beginStop() {
+// beginStop stops the guest, once, however many ask. told is whether the first of
+// them is a signal.
+func (k *keeper) beginStop(told bool) {
 	k.mu.Lock()
 	first := !k.stopping
-	k.stopping = true
+	if first {
+		k.stopping, k.told = true, told
+	}
 	k.mu.Unlock()
 	if !first {
 		return
@@ -279,7 +283,7 @@ func (k *keeper) conclude() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.exit = conclusion(k.guest.Exit(), k.how, k.killed)
-	k.exit.At = time.Now()
+	k.exit.Told, k.exit.At = k.told, time.Now()
 	close(k.done)
 }
 

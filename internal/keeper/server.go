@@ -134,7 +134,7 @@ func closed(ch <-chan struct{}) bool {
 
 // serveStop goes on when the client has gone: to stop was asked for.
 func (k *keeper) serveStop(w http.ResponseWriter, r *http.Request) {
-	k.beginStop()
+	k.beginStop(false)
 	select {
 	case <-k.stopped:
 		k.mu.Lock()

@@ -250,6 +250,9 @@ func (l life) ended(exit keeper.Exit, p Policy, now time.Time) (life, action) {
 		return l.enter(Starting, now), doStart
 	case stopping || l.Down != "":
 		return l.enter(Stopped, now), doNothing
+	case exit.Told:
+		l.Down = downByHand
+		return l.enter(Stopped, now), doNothing
 	case exit.Reboot:
 		l.Restarts++
 		if l.Failures++; l.Failures <= quickReboots {

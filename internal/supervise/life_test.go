@@ -64,6 +64,8 @@ func TestNext(t *testing.T) {
 		{"a mended declaration is tried at once", in(Failed, failures(5), next(9)), event{kind: changed}, policy, in(Starting, begun), doStart},
 		{"a changed one does not matter to what runs", in(Running), event{kind: changed}, policy, in(Running), doNothing},
 
+		{"stopped by the service manager", in(Running), event{kind: ended, exit: keeper.Exit{Reason: "poweroff", How: "power button", Told: true}}, always,
+			in(Stopped, begun, down(downByHand), reason("poweroff")), doNothing},
 		{"crash", in(Running), event{kind: ended, exit: crash}, policy, in(Waiting, begun, failures(1), reason(oops), next(5*time.Second)), doNothing},
 		{"crash after crash", in(Running, failures(3)), event{kind: ended, exit: crash}, policy,
 			in(Waiting, begun, failures(4), reason(oops), next(40*time.Second)), doNothing},
