@@ -18,6 +18,8 @@ import (
 const (
 	top   = "ecboot" // the cgroup that all guests are in, where there is no systemd
 	inner = "guest"  // the cgroup in a scope that is the guest's alone
+
+	pause = 20 * time.Millisecond // between two looks at what the kernel tells nobody
 )
 
 // hierarchy is one tree of cgroups.
@@ -218,10 +220,22 @@ func removeCgroups(ctx context.Context, guest string) error {
 			return err
 		}
 	}
-	if err := awaitEmpty(ctx, dirs); err != nil {
-		return err
+	for {
+		if err := awaitEmpty(ctx, dirs); err != nil {
+			return err
+		}
+		// A killed process whose first thread is gone already is in no list, but
+		// its cgroup is busy until the last thread has given back the memory.
+		err := removeGroups(all, guest)
+		if !errors.Is(err, unix.EBUSY) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(pause):
+		}
 	}
-	return removeGroups(all, guest)
 }
 
 // removeGroups removes a guest's cgroups, which are empty.
@@ -298,7 +312,7 @@ func awaitEmpty(ctx context.Context, dirs []string) error {
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("processes %s are in %s: end them", strings.Trim(fmt.Sprint(members(dirs[i])), "[]"), dirs[i])
-		case <-time.After(20 * time.Millisecond):
+		case <-time.After(pause):
 		}
 	}
 }

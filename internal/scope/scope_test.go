@@ -7,12 +7,37 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
+
+// asLarge is set for a process of this test that is to hold much memory and to
+// have several threads.
+const asLarge = "ECBOOT_TEST_LARGE"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(asLarge) == "" {
+		os.Exit(m.Run())
+	}
+	large := make([]byte, 512<<20)
+	for i := 0; i < len(large); i += os.Getpagesize() {
+		large[i] = 1
+	}
+	for range 8 {
+		go func() {
+			runtime.LockOSThread()
+			select {}
+		}()
+	}
+	fmt.Print("x")
+	time.Sleep(time.Minute) // it is killed before
+	runtime.KeepAlive(large)
+}
 
 func TestUnitName(t *testing.T) {
 	for name, want := range map[string]string{
@@ -228,6 +253,37 @@ func TestCgroupsComeAndGo(t *testing.T) {
 	if err := h.Remove(t.Context(), g.Name); err != nil {
 		t.Errorf("removing it again: %v", err)
 	}
+}
+
+// A process with several threads and much memory takes a while to end, in which
+// it is in no list and its cgroup is busy.
+func TestRemoveWaitsForAProcessThatEnds(t *testing.T) {
+	all := needCgroups(t)
+	h, g := Host{}, Guest{Name: fmt.Sprintf("test-large-%d", os.Getpid())}
+	t.Cleanup(func() { h.Remove(context.Background(), g.Name) })
+	for range 3 {
+		cmd := exec.Command("/proc/self/exe")
+		cmd.Env = append(os.Environ(), asLarge+"=1")
+		out, err := cmd.StdoutPipe()
+		if err == nil {
+			err = cmd.Start()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := h.Join(t.Context(), g, cmd.Process.Pid); err != nil {
+			t.Error(err)
+		}
+		if _, err := out.Read(make([]byte, 1)); err != nil { // it has all of it then
+			t.Error(err)
+		}
+		if err := h.Remove(t.Context(), g.Name); err != nil {
+			t.Error(err)
+		}
+		cmd.Process.Kill()
+		cmd.Wait()
+	}
+	noneLeft(t, all, g)
 }
 
 func noneLeft(t *testing.T, all []hierarchy, g Guest) {
