@@ -128,17 +128,18 @@ type keeper struct {
 	stopping bool
 	told     bool
 	killed   bool
-	writing  bool // somebody writes to the console
 	how      string
 	exit     Exit
 
 	consoles sync.WaitGroup // attached
+	writer   chan struct{}  // holds one while somebody may write to the console
 }
 
 func newKeeper(dir string, plan Plan, log *slog.Logger) *keeper {
 	k := &keeper{
 		dir: dir, plan: plan, log: log, began: time.Now(), events: newEventLog(), recorder: timeline.New(),
 		started: make(chan struct{}), stopped: make(chan struct{}), done: make(chan struct{}),
+		writer: make(chan struct{}, 1),
 	}
 	k.recorder.Watch(k.events.add)
 	k.startCtx, k.cancelStart = context.WithCancel(context.Background())

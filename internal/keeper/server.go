@@ -196,6 +196,10 @@ func (k *keeper) serveEvents(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// writerGoes is how long one waits who would write to a console: the one before
+// may have gone without word of it having come here.
+const writerGoes = 2 * time.Second
+
 // serveConsole hands the connection over to the console: history first, then
 // what comes. One client at a time may write.
 func (k *keeper) serveConsole(w http.ResponseWriter, r *http.Request) {
@@ -205,11 +209,15 @@ func (k *keeper) serveConsole(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if write {
-		if !k.takeWriter() {
+		select {
+		case k.writer <- struct{}{}:
+			defer func() { <-k.writer }()
+		case <-r.Context().Done():
+			return
+		case <-time.After(writerGoes):
 			answer(w, ErrBusy)
 			return
 		}
-		defer k.leaveWriter()
 	}
 	conn, buffered, err := http.NewResponseController(w).Hijack()
 	if err != nil {
@@ -268,20 +276,4 @@ func (l lossy) Write(p []byte) (int, error) {
 		return 0, err
 	}
 	return len(p), nil
-}
-
-func (k *keeper) takeWriter() bool {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if k.writing {
-		return false
-	}
-	k.writing = true
-	return true
-}
-
-func (k *keeper) leaveWriter() {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	k.writing = false
 }
