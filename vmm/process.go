@@ -7,16 +7,16 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
-	"strings"
-	"sync"
 	"syscall"
 	"time"
+
+	"github.com/every-channel/ecboot/internal/tail"
 )
 
 // process is a QEMU or a helper that runs. It dies with us, however we die.
 type process struct {
 	cmd    *exec.Cmd
-	stderr *tail
+	stderr *tail.Writer
 	done   chan struct{} // closed when it has been waited for; cmd.ProcessState is set
 }
 
@@ -31,7 +31,7 @@ type launch struct {
 }
 
 func startProcess(l launch) (*process, error) {
-	p := &process{stderr: &tail{max: 16 << 10}, done: make(chan struct{})}
+	p := &process{stderr: &tail.Writer{Max: 16 << 10}, done: make(chan struct{})}
 	p.cmd = exec.Command(l.argv[0], l.argv[1:]...)
 	p.cmd.ExtraFiles = l.files
 	p.cmd.Stderr = p.stderr
@@ -91,28 +91,4 @@ func findQEMU(name, arch string) (string, error) {
 		return "", fmt.Errorf("%s is not installed: install the package %s (apt-get install %[2]s)", name, pkg)
 	}
 	return "", fmt.Errorf("QEMU: %w", err)
-}
-
-// tail keeps the end of what is written to it.
-type tail struct {
-	max int // bytes
-
-	mu  sync.Mutex
-	buf []byte
-}
-
-func (t *tail) Write(p []byte) (int, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.buf = append(t.buf, p...)
-	if over := len(t.buf) - t.max; over > 0 {
-		t.buf = append(t.buf[:0], t.buf[over:]...)
-	}
-	return len(p), nil
-}
-
-func (t *tail) String() string {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return strings.TrimSpace(string(t.buf))
 }

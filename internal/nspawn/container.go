@@ -9,12 +9,13 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/every-channel/ecboot/internal/tail"
 )
 
 // Options is what Start needs beside the container itself.
@@ -42,7 +43,7 @@ type Container struct {
 	argv    []string
 	cmd     *exec.Cmd
 	console *os.File
-	stderr  *tail
+	stderr  *tail.Writer
 	root    root
 	thread  *thread
 	killed  atomic.Bool // by Kill
@@ -66,7 +67,7 @@ func Start(ctx context.Context, spec Spec, opts Options) (_ *Container, err erro
 	if err != nil {
 		return nil, err
 	}
-	c := &Container{name: spec.Name, opts: opts, stderr: &tail{max: 16 << 10}, done: make(chan struct{})}
+	c := &Container{name: spec.Name, opts: opts, stderr: &tail.Writer{Max: 16 << 10}, done: make(chan struct{})}
 	if c.argv, err = spec.Command(program); err != nil {
 		return nil, err
 	}
@@ -347,28 +348,4 @@ func pty() (master, slave *os.File, err error) {
 		return nil, nil, fmt.Errorf("make a terminal: %w", errno)
 	}
 	return master, os.NewFile(other, "terminal"), nil
-}
-
-// tail keeps the end of what is written to it.
-type tail struct {
-	max int // bytes
-
-	mu  sync.Mutex
-	buf []byte
-}
-
-func (t *tail) Write(p []byte) (int, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.buf = append(t.buf, p...)
-	if over := len(t.buf) - t.max; over > 0 {
-		t.buf = append(t.buf[:0], t.buf[over:]...)
-	}
-	return len(p), nil
-}
-
-func (t *tail) String() string {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return strings.TrimSpace(string(t.buf))
 }
