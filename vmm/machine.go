@@ -407,13 +407,23 @@ func (m *Machine) Execute(ctx context.Context, command string, args, result any)
 	return m.qmp.execute(ctx, command, args, result)
 }
 
-// Status is QEMU's run state: running, paused, guest-panicked, …
+// Status is QEMU's run state: running, paused, guest-panicked, …; shutdown from
+// the moment on in which it begins to end.
 func (m *Machine) Status(ctx context.Context) (string, error) {
+	if m.ending() {
+		return "shutdown", nil // it closes its images, and answers nobody
+	}
 	var status struct {
 		Status string `json:"status"`
 	}
 	err := m.qmp.execute(ctx, "query-status", nil, &status)
 	return status.Status, err
+}
+
+func (m *Machine) ending() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.shutdown != ""
 }
 
 // Reset restarts the guest as its reset button does, at once.
@@ -459,6 +469,9 @@ func (m *Machine) Stop(ctx context.Context) How {
 	case <-m.done:
 		return StoppedItself
 	default:
+	}
+	if m.ending() && m.wait(context.Background(), quitTimeout) {
+		return StoppedItself
 	}
 	if m.listens(ctx) {
 		for _, how := range []How{StoppedPowerOff, StoppedSecond} {

@@ -18,6 +18,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -595,4 +596,22 @@ func waitPidfd(t *testing.T, fd int) {
 			return
 		}
 	}
+}
+
+// A QEMU that ends by itself closes its images and answers nobody: to kill it for
+// that could cost them what the guest wrote last.
+func TestStopLeavesAnEndingMachineAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q, monitor := newMonitor(t)
+		m := &Machine{qmp: q, done: make(chan struct{})}
+		m.onEvent(event{Name: "SHUTDOWN", Data: []byte(`{"guest": true, "reason": "guest-shutdown"}`)})
+		monitor.conn.Close()
+		if status, err := m.Status(t.Context()); status != "shutdown" || err != nil {
+			t.Errorf("%s, %v", status, err)
+		}
+		time.AfterFunc(time.Second, func() { close(m.done) })
+		if how := m.Stop(t.Context()); how != StoppedItself { // it has no process to kill
+			t.Errorf("%s", how)
+		}
+	})
 }

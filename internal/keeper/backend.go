@@ -57,8 +57,11 @@ func (m machine) State(ctx context.Context) string {
 	ctx, cancel := context.WithTimeout(ctx, stateTimeout)
 	defer cancel()
 	state, err := m.Status(ctx)
-	if err != nil {
+	switch {
+	case err != nil:
 		return "unresponsive"
+	case state == "shutdown":
+		return StateEnded
 	}
 	return state
 }
@@ -117,9 +120,15 @@ func launchContainer(ctx context.Context, p Plan, events *timeline.Recorder, log
 // drainTimeout is how long a console may outlive its guest.
 const drainTimeout = 2 * time.Second
 
-func (c *container) Console() *vmm.Console        { return c.console }
-func (c *container) Done() <-chan struct{}        { return c.done }
-func (c *container) State(context.Context) string { return "running" }
+func (c *container) Console() *vmm.Console { return c.console }
+func (c *container) Done() <-chan struct{} { return c.done }
+
+func (c *container) State(context.Context) string {
+	if closed(c.Container.Done()) {
+		return StateEnded // its console is read to the end
+	}
+	return "running"
+}
 
 func (c *container) Stop(ctx context.Context) string {
 	how := c.Container.Stop(ctx)

@@ -119,8 +119,12 @@ const HowKilled = "killed by request"
 // hadEnded is what a stop answers that comes too late.
 const hadEnded = "it had ended already"
 
+// StateEnded is the Status.State of a guest that has ended, or is about to by
+// itself.
+const StateEnded = "ended"
+
 // Status is what a keeper says of its guest. State is "starting", "stopping" or
-// "ended"; of a container that runs "running"; of a machine QEMU's run state
+// StateEnded; of a container that runs "running"; of a machine QEMU's run state
 // (running, paused, guest-panicked, …), or "unresponsive".
 type Status struct {
 	Schema      int

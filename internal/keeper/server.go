@@ -114,7 +114,7 @@ func (k *keeper) serveStatus(w http.ResponseWriter, r *http.Request) {
 	}
 	switch {
 	case closed(k.done):
-		st.State = "ended"
+		st.State = StateEnded
 	case stopping:
 		st.State = "stopping"
 	case st.PID != 0:

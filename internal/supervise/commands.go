@@ -78,12 +78,34 @@ func (s *Supervisor) happen(name string, kind eventKind) error {
 	return nil
 }
 
-// Start starts a guest and waits until it runs. One that runs stays as it is.
+// Start starts a guest and waits until it runs. One that runs stays as it is,
+// unless it is about to end.
 func (s *Supervisor) Start(ctx context.Context, name string) error {
+	if err := s.awaitOwnEnd(ctx, name); err != nil {
+		return err
+	}
 	if err := s.happen(name, startAsked); err != nil {
 		return err
 	}
 	return s.awaitStart(ctx, name)
+}
+
+// awaitOwnEnd waits while a guest ends of which nobody has heard here yet.
+func (s *Supervisor) awaitOwnEnd(ctx context.Context, name string) error {
+	r, err := s.running(name)
+	if err != nil {
+		return nil // there is nothing to wait for
+	}
+	switch st, err := r.Status(ctx); {
+	case err == nil && st.State != keeper.StateEnded:
+		return nil
+	case err != nil && !endsSoon(ctx, r):
+		return err // it can be neither talked to nor started again
+	}
+	return s.await(ctx, func() bool {
+		g := s.guests[name]
+		return g == nil || g.run != r
+	})
 }
 
 // awaitStart waits until a guest that was to start runs, or does not.

@@ -519,17 +519,24 @@ func newRun(ctx context.Context, in instance, plan keeper.Plan) (*run, error) {
 	if err == nil {
 		return &run{instance: in, plan: st.Plan, pid: st.Keeper, process: st.PID, command: st.Command, since: st.Since}, nil
 	}
-	select {
-	case <-in.Done():
+	if endsSoon(ctx, in) {
 		return &run{instance: in, plan: plan, since: time.Now()}, nil
-	case <-time.After(endPatience):
-	case <-ctx.Done():
 	}
 	return nil, err
 }
 
 // endPatience is for a keeper to be gone that does not listen any more.
 const endPatience = 5 * time.Second
+
+func endsSoon(ctx context.Context, in instance) bool {
+	select {
+	case <-in.Done():
+		return true
+	case <-time.After(endPatience):
+	case <-ctx.Done():
+	}
+	return false
+}
 
 // follow passes on what a keeper tells, and sees its end.
 func (s *Supervisor) follow(g *guest, r *run) {

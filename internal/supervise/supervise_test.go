@@ -186,3 +186,59 @@ func TestKillsWhatIsGivenUp(t *testing.T) {
 	}
 	s.Leave()
 }
+
+// ending is a guest that has switched itself off and is not gone yet.
+type ending struct {
+	*brief
+	asked chan struct{}
+}
+
+func (e ending) Status(context.Context) (keeper.Status, error) {
+	select {
+	case e.asked <- struct{}{}:
+	default: // by newRun, or by Check
+	}
+	return keeper.Status{State: keeper.StateEnded}, nil
+}
+
+// endingHost has an ending guest that runs already, and starts brief ones.
+type endingHost struct {
+	runs   ending
+	starts chan *brief
+}
+
+func (h endingHost) find(string) ([]found, error) {
+	return []found{{name: "runs", in: h.runs, plan: keeper.Plan{Name: "runs"}, forget: h.runs.Forget}}, nil
+}
+
+func (h endingHost) spawn(context.Context, keeper.Plan, keeper.SpawnOptions) (instance, error) {
+	b := newBrief()
+	h.starts <- b
+	return b, nil
+}
+
+// Whoever asks for a guest that has just switched itself off gets it started
+// again, and is not told that it runs.
+func TestStartsAgainWhatIsEnding(t *testing.T) {
+	h := endingHost{runs: ending{&brief{ended: make(chan struct{}), forgotten: make(chan struct{})}, make(chan struct{})}, starts: make(chan *brief, 1)}
+	s, err := New(Config{host: h})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Update([]Guest{{Name: "runs", Prepare: func(context.Context) (*Prepared, error) { return &Prepared{}, nil }}})
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- s.Run(ctx) }()
+	<-s.Ready()
+	started := make(chan error, 1)
+	go func() { started <- s.Start(t.Context(), "runs") }()
+	<-h.runs.asked
+	close(h.runs.ended)
+	<-h.starts
+	<-started // it may have ended again by now
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	s.Leave()
+}
