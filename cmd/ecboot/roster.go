@@ -156,9 +156,25 @@ func (r *roster) watchBoots(ctx context.Context, events <-chan timeline.Event) {
 	}
 }
 
-// watches reports whether an event says something of how far a boot is; most do
+// bootEvents passes on what a timeline learns of how far boots are, for
+// watchBoots, until stop.
+func (r *roster) bootEvents(of *timeline.Recorder) (events <-chan timeline.Event, stop func()) {
+	out := make(chan timeline.Event, 1<<14)
+	stop = of.Watch(func(e timeline.Event) {
+		if !tellsOfBoot(e) {
+			return
+		}
+		select {
+		case out <- e:
+		default: // nobody listens any more
+		}
+	})
+	return out, stop
+}
+
+// tellsOfBoot reports whether an event says something of how far a boot is; most do
 // not, and a stage that never ends is none.
-func (r *roster) watches(e timeline.Event) bool {
+func tellsOfBoot(e timeline.Event) bool {
 	switch e.Stage {
 	case timeline.TFTP, timeline.HTTPBoot, timeline.Kernel:
 		return e.Phase == timeline.End

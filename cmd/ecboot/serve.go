@@ -19,7 +19,6 @@ import (
 	"github.com/every-channel/ecboot/internal/boot"
 	"github.com/every-channel/ecboot/internal/config"
 	"github.com/every-channel/ecboot/internal/lan"
-	"github.com/every-channel/ecboot/internal/timeline"
 )
 
 func newServeCommand(configPath *string) *cobra.Command {
@@ -85,15 +84,8 @@ func serve(ctx context.Context, configPath string, cfg *config.Config, segments 
 	if err := known.load(); err != nil {
 		return err
 	}
-	events := make(chan timeline.Event, 1<<14)
-	defer stack.timeline.Watch(func(e timeline.Event) {
-		if known.watches(e) {
-			select {
-			case events <- e:
-			default: // nobody listens any more
-			}
-		}
-	})()
+	events, unwatch := known.bootEvents(stack.timeline)
+	defer unwatch()
 	control, err := api.Listen(run.file(api.SocketName), stack.backend(known))
 	if err != nil {
 		return withCode(exitEnvironment, err)

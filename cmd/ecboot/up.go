@@ -26,7 +26,6 @@ import (
 	"github.com/every-channel/ecboot/internal/scope"
 	"github.com/every-channel/ecboot/internal/sdnotify"
 	"github.com/every-channel/ecboot/internal/supervise"
-	"github.com/every-channel/ecboot/internal/timeline"
 	"github.com/every-channel/ecboot/internal/zfs"
 	"github.com/every-channel/ecboot/vmm"
 )
@@ -198,15 +197,8 @@ func up(ctx context.Context, o upOptions, stderr io.Writer) (err error) {
 	}
 	known.applied(cfg, files)
 
-	events := make(chan timeline.Event, 1<<14)
-	defer stack.timeline.Watch(func(e timeline.Event) {
-		if known.watches(e) {
-			select {
-			case events <- e:
-			default: // nobody listens any more
-			}
-		}
-	})()
+	events, unwatch := known.bootEvents(stack.timeline)
+	defer unwatch()
 	backend := stack.backend(known)
 	backend.Reload = func() error { return known.reload(ctx) }
 	if !o.noGuests {
@@ -258,23 +250,29 @@ func up(ctx context.Context, o upOptions, stderr io.Writer) (err error) {
 			sup.Leave()
 			return nil
 		}
-		patience, lose := context.WithCancel(context.WithoutCancel(ctx))
-		defer lose()
-		background.Go(func() {
-			for range 2 {
-				select {
-				case <-interrupts:
-				case <-patience.Done():
-					return
-				}
-			}
-			lose()
-		})
 		fmt.Fprintln(stderr, "stopping all guests; once more to end them at once")
-		sup.StopAll(patience)
-		lose()
+		stopGuests(sup, interrupts)
 		return nil
 	})
+}
+
+// stopGuests stops all guests gracefully, and at once after a second interrupt.
+func stopGuests(sup *supervise.Supervisor, interrupts <-chan os.Signal) {
+	patience, lose := context.WithCancel(context.Background())
+	var waiting sync.WaitGroup
+	defer waiting.Wait()
+	defer lose()
+	waiting.Go(func() {
+		for range 2 {
+			select {
+			case <-interrupts:
+			case <-patience.Done():
+				return
+			}
+		}
+		lose()
+	})
+	sup.StopAll(patience)
 }
 
 // sweepSegments undoes segments that are declared no longer, unless guests still
