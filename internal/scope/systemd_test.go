@@ -426,27 +426,43 @@ func TestRealSystemd(t *testing.T) {
 	}
 
 	// At once, under the same name, with what limits this kernel has.
+	hierarchies, err := hierarchies()
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, tt := range []struct {
-		limits     Limits
-		file, want string
+		limits        Limits
+		file, want    string // of cgroup v2
+		old, oldWants string // of v1
 	}{
-		{Limits{CPUPercent: 150}, "cpu.max", "150000 100000"},
-		{Limits{Memory: 64 << 20}, "memory.max", "67108864"},
-		{Limits{Tasks: 10}, "pids.max", "10"},
-		{Limits{IOWeight: 50}, "io.weight", "default 50"},
+		{Limits{CPUPercent: 150}, "cpu.max", "150000 100000", "cpu.cfs_quota_us", "150000"},
+		{Limits{Memory: 64 << 20}, "memory.max", "67108864", "memory.limit_in_bytes", "67108864"},
+		{Limits{Tasks: 10}, "pids.max", "10", "pids.max", "10"},
+		{Limits{IOWeight: 50}, "io.weight", "default 50", "", ""},
 	} {
 		g.Limits = tt.limits
 		member := sleeper(t)
-		s, err := h.Join(t.Context(), g, member.Process.Pid)
-		if err != nil {
+		if _, err := h.Join(t.Context(), g, member.Process.Pid); err != nil {
 			if !strings.Contains(err.Error(), "this host cannot enforce it") {
 				t.Error(err)
 			}
 			t.Logf("without %s: %v", tt.file, err)
 		} else {
-			b, err := os.ReadFile(filepath.Join(filepath.Dir(s.Cgroup), tt.file))
-			if got := strings.TrimSpace(string(b)); err != nil || got != tt.want {
-				t.Errorf("%s is %q, %v, want %q", tt.file, got, err, tt.want)
+			var got []string
+			for _, h := range hierarchies {
+				file, want := tt.file, tt.want
+				if !h.unified {
+					file, want = tt.old, tt.oldWants
+				}
+				if b, err := os.ReadFile(filepath.Join(h.dir, Slice, unit, file)); err == nil {
+					got = append(got, strings.TrimSpace(string(b)))
+					if got[0] != want {
+						t.Errorf("%s is %q, want %q", file, got[0], want)
+					}
+				}
+			}
+			if len(got) != 1 {
+				t.Errorf("%s is %q", tt.file, got)
 			}
 		}
 		if err := h.Remove(t.Context(), g.Name); err != nil {

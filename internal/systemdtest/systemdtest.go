@@ -5,10 +5,12 @@ package systemdtest
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -24,8 +26,16 @@ const script = "/script"
 var units = map[string]string{
 	"default.target": "[Unit]\nWants=script.service\nAllowIsolate=yes\n",
 	"script.service": "[Unit]\nSuccessAction=poweroff\nFailureAction=poweroff\n" +
-		"[Service]\nType=oneshot\nTimeoutStartSec=5min\nExecStart=/bin/sh -e -x " + script + "\nStandardOutput=journal+console\nStandardError=journal+console\n",
+		"[Service]\nType=oneshot\nTimeoutStartSec=5min\nExecStartPre=" + writable + "\nExecStart=/bin/sh -e -x " + script + "\nStandardOutput=journal+console\nStandardError=journal+console\n",
 }
+
+// writable makes of cgroup v1, which nspawn mounts so that it cannot be written to,
+// something that systemd works with.
+var writable = "/bin/sh -c 'for c in " + strings.Join(controllers, " ") + "; do ! test -d /sys/fs/cgroup/$$c || mount -o remount,bind,rw /sys/fs/cgroup/$$c; done; systemctl daemon-reexec'"
+
+// controllers are those of cgroup v1 that the container has; of v2 it has what
+// its control group has.
+var controllers = []string{"cpu", "cpuacct", "memory", "pids"}
 
 // patience is for a busy machine.
 const patience = 10 * time.Minute
@@ -76,7 +86,7 @@ func boot(t testing.TB, spec nspawn.Spec) (console string) {
 		}
 	}
 	spec.Name = "systemd-test"
-	c, err := nspawn.Start(t.Context(), spec, nspawn.Options{Cgroup: Cgroup(t)})
+	c, err := nspawn.Start(t.Context(), spec, nspawn.Options{Cgroup: Cgroup(t), Program: inOldCgroups(t)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -181,4 +191,73 @@ func Cgroup(t testing.TB) string {
 		}
 	})
 	return dir
+}
+
+// NeedControllers skips a test where the container's systemd lacks one of these
+// controllers of control groups.
+func NeedControllers(t testing.TB, names ...string) {
+	t.Helper()
+	unified, err := os.ReadFile("/sys/fs/cgroup/cgroup.subtree_control")
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		t.Fatal(err)
+	}
+	old := oldCgroups(t)
+	for _, name := range names {
+		if old[name] == "" && !slices.Contains(strings.Fields(string(unified)), name) {
+			t.Skipf("needs the controller %s of control groups", name)
+		}
+	}
+}
+
+// oldCgroups are the control groups of v1 that this process is in, by controller.
+func oldCgroups(t testing.TB) map[string]string {
+	t.Helper()
+	list, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		t.Fatal(err)
+	}
+	groups := map[string]string{}
+	for line := range strings.Lines(string(list)) {
+		f := strings.SplitN(strings.TrimSpace(line), ":", 3) // 4:memory:/…
+		if len(f) == 3 && slices.Contains(controllers, f[1]) {
+			groups[f[1]] = filepath.Join("/sys/fs/cgroup", f[1], f[2])
+		}
+	}
+	return groups
+}
+
+// inOldCgroups returns a program that runs nspawn in control groups of v1 which it
+// has for itself, so that the container's systemd finds them at the root.
+func inOldCgroups(t testing.TB) (program string) {
+	t.Helper()
+	text := "#!/bin/sh -e\n"
+	for _, group := range oldCgroups(t) {
+		dir, err := os.MkdirTemp(group, "ecboot-test-*")
+		if err != nil {
+			t.Skip("needs control groups that can be written: ", err)
+		}
+		t.Cleanup(func() { removeTree(t, dir) })
+		text += "echo 0 >" + filepath.Join(dir, "cgroup.procs") + "\n"
+	}
+	program = filepath.Join(t.TempDir(), "nspawn")
+	if err := os.WriteFile(program, []byte(text+"exec "+nspawn.Program+` "$@"`), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return program
+}
+
+// removeTree removes a control group and those within.
+func removeTree(t testing.TB, dir string) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Error(err)
+	}
+	for _, e := range entries {
+		if e.IsDir() {
+			removeTree(t, filepath.Join(dir, e.Name()))
+		}
+	}
+	if err := os.Remove(dir); err != nil {
+		t.Error(err)
+	}
 }
