@@ -8,9 +8,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -50,8 +52,19 @@ func newUpHost(t *testing.T, name, text string) *upHost {
 	return u
 }
 
+// guestsOf has the test of every guest that was declared: control groups are
+// those of the machine, whose guests have one name each.
+var guestsOf sync.Map
+
+var declaresGuest = regexp.MustCompile(`(?m)^\[guest\.([^].]+)\]`)
+
 func (u *upHost) write(t *testing.T, text string) {
 	t.Helper()
+	for _, m := range declaresGuest.FindAllStringSubmatch(text, -1) {
+		if other, taken := guestsOf.LoadOrStore(m[1], t.Name()); taken && other != t.Name() {
+			t.Fatalf("guest %s is %s's, too", m[1], other)
+		}
+	}
 	text = fmt.Sprintf("[server]\nstate_dir = %q\n[guest]\naccel = \"tcg\"\n%s", u.dir, text)
 	if err := os.WriteFile(u.config, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
@@ -160,12 +173,12 @@ func TestUpBootsAGuest(t *testing.T) {
 	t.Parallel()
 	u := newUpHost(t, "up", `
 [segment.lab]
-[guest.a]
+[guest.first]
 backend = "qemu"
 memory = "512M"
 autostart = true
 stop_timeout = "2s"
-[[guest.a.nic]]
+[[guest.first.nic]]
 segment = "lab"
 `)
 	s := u.up(t)
@@ -173,7 +186,7 @@ segment = "lab"
 	s.until(t, "runs as process")
 	s.until(t, "ipxe.ack")
 	s.until(t, "userland")
-	g := s.guest(t, "a")
+	g := s.guest(t, "first")
 	if g.State != api.Running || len(g.Addresses) != 1 || len(g.MACs) != 1 {
 		t.Errorf("%+v", g)
 	}
