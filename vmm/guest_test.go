@@ -131,6 +131,9 @@ func TestMicroVM(t *testing.T) {
 	g.want("ok", "put", "/dev/vda", "x", "1")
 	g.want(`ok "xxxxxxxxxxxxxxxx"`, "get", "/dev/vda")
 	g.want(`ok "52:54:00:00:00:01\n"`, "read", "/sys/class/net/eth0/address")
+	if got := g.do("read", "/proc/mounts"); !strings.Contains(got, "proc /proc proc") {
+		t.Errorf("mounts %s", got)
+	}
 	g.want(`ok "virtio_rng.0\n"`, "read", "/sys/class/misc/hw_random/rng_current")
 	g.tell("button")
 	expect(t, g.Machine, "^listening to [1-9]")
