@@ -48,7 +48,8 @@ type Spec struct {
 	Files map[string]string
 
 	// NoGuest leaves the guest program out, and with it the report to the
-	// server. /init is u-root's then, unless a layer or a file brings one.
+	// server and the ear for the power button. /init is u-root's then, unless a
+	// layer or a file brings one.
 	NoGuest bool
 
 	// Compression of the archive; zstd when empty.

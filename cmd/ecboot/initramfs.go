@@ -74,7 +74,7 @@ cache. Needs Go, and its module proxy until Go has u-root's source.`,
 	fs.StringVar(&spec.Arch, "arch", "amd64", "`amd64|arm64`")
 	fs.StringVar(&compression, "compression", string(initramfs.Zstd), "`zstd|gzip|none`")
 	fs.IntVar(&spec.Level, "level", 0, "compression `LEVEL` (default: the compression's own)")
-	fs.BoolVar(&spec.NoGuest, "no-guest", false, "leave out ecboot's guest program, which reports to the server")
+	fs.BoolVar(&spec.NoGuest, "no-guest", false, "leave out ecboot's guest program, which reports to the server and heeds the power button")
 	return cmd
 }
 

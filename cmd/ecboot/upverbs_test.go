@@ -5,12 +5,14 @@ import (
 	"fmt"
 	"image/png"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 
 	"github.com/every-channel/ecboot/internal/api"
+	"github.com/every-channel/ecboot/internal/nettest"
 )
 
 // bootDisk is a disk that boots, and says so on the serial port.
@@ -95,6 +97,53 @@ format = "raw"
 	verb(0, "start a", "a: started")
 	verb(0, "reset a", "a: reset")
 	verb(0, "stop a", "a: stopped (")
+	s.cmd.Process.Signal(syscall.SIGTERM)
+	if code := s.end(t); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	u.wantNothing(t)
+}
+
+// A machine with the image that ecboot carries heeds its power button: programs
+// end, disks are unmounted, and the machine switches itself off.
+func TestUpPowerButton(t *testing.T) {
+	t.Parallel()
+	nettest.Need(t, "mke2fs", "dumpe2fs")
+	guests := []string{"button-pc", "button-q35", "button-microvm"}
+	text, disks := "[segment.lab]\n", t.TempDir()
+	for i, machine := range []string{"backend = \"qemu\"\nmachine = \"pc\"", "backend = \"qemu\"\nmachine = \"q35\"", "backend = \"microvm\""} {
+		disk := filepath.Join(disks, guests[i])
+		if out, err := exec.Command("mke2fs", "-q", "-t", "ext4", disk, "8M").CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		text += fmt.Sprintf(`
+[guest.%[1]s]
+%[2]s
+memory = "256M"
+autostart = true
+stop_timeout = "5m"
+[[guest.%[1]s.nic]]
+segment = "lab"
+[[guest.%[1]s.disk]]
+path = %[3]q
+format = "raw"
+`, guests[i], machine, disk)
+	}
+	u := newUpHost(t, "button", text)
+	s := u.up(t)
+	for _, g := range guests {
+		s.atShell(t, g, 1)
+		s.typed(t, g, "mkdir -p /mnt; mount -t ext4 /dev/vda /mnt; date >/mnt/kept; grep mnt /proc/mounts", "/dev/vda /mnt ext4 rw")
+		s.typed(t, g, "tail -f /mnt/kept & echo $((40+2))", "42") // holds on to the disk
+	}
+	for _, g := range guests {
+		u.commandWant(t, 0, []string{"guest", "stop", g}, g+": stopped (power button)\n")
+		s.logged(t, g, "ecboot: power button", 1)
+		out, err := exec.Command("dumpe2fs", "-h", filepath.Join(disks, g)).CombinedOutput()
+		if err != nil || strings.Contains(string(out), "needs_recovery") {
+			t.Errorf("the disk of %s was not unmounted (%v):\n%s", g, err, out)
+		}
+	}
 	s.cmd.Process.Signal(syscall.SIGTERM)
 	if code := s.end(t); code != 0 {
 		t.Errorf("exit code %d", code)

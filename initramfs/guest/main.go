@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -38,6 +39,11 @@ func main() {
 		fmt.Printf("ecboot: kernel command line not readable: %v\n", errors.Join(procErr, err))
 	}
 	cmd := parseCmdline(string(text))
+	if os.Getpid() == 1 {
+		if err := heedButton(); err != nil {
+			fmt.Printf("ecboot: no power button: %v\n", err)
+		}
+	}
 
 	budget := idleBudget
 	if cmd.url != "" {
@@ -64,12 +70,10 @@ func main() {
 	}
 
 	if cmd.powerOff {
-		unix.Sync()
-		err := unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
-		fmt.Printf("ecboot: power off: %v\n", err)
+		powerOff()
 	}
 	if os.Getpid() == 1 {
-		become()
+		handOver()
 	}
 }
 
@@ -82,7 +86,7 @@ func bootTime() time.Duration {
 	return time.Duration(ts.Nano())
 }
 
-// mountProc makes /proc/cmdline readable; become undoes it, because u-root's
+// mountProc makes /proc/cmdline readable; handOver undoes it, because u-root's
 // init mounts /proc itself and complains about one that is there.
 func mountProc() error {
 	if os.Getpid() != 1 {
@@ -97,15 +101,33 @@ func mountProc() error {
 	return nil
 }
 
-// become replaces process 1 by the init that the image has. It returns only to
-// a kernel panic, so it says what was tried.
-func become() {
+// handOver runs the init that the image has until that and all that it has
+// started end. Then process 1 ends, which is a kernel panic.
+func handOver() {
+	ending.Lock()
 	if err := unix.Unmount("/proc", unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
 		fmt.Printf("ecboot: unmount /proc: %v\n", err)
 	}
-	// inito is the /init of a layer that this program took the place of.
+	startInit()
+	ending.Unlock()
+	reap()
+	ending.Lock()
+}
+
+func startInit() {
 	for _, path := range []string{"/inito", "/bbin/init", "/bin/sh"} {
-		err := unix.Exec(path, append([]string{path}, os.Args[1:]...), os.Environ())
+		argv, env := append([]string{path}, os.Args[1:]...), os.Environ()
+		var err error
+		if path == "/inito" {
+			// The /init of a layer that this program took the place of wants
+			// to be process 1, and has its own ear for the power button.
+			err = unix.Exec(path, argv, env)
+		} else {
+			_, err = syscall.ForkExec(path, argv, &syscall.ProcAttr{Env: env, Files: []uintptr{0, 1, 2}})
+		}
+		if err == nil {
+			return
+		}
 		if !errors.Is(err, unix.ENOENT) {
 			fmt.Printf("ecboot: %s: %v\n", path, err)
 		}
