@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -55,5 +56,74 @@ func TestBootOnANICOfThisMachine(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Guests on macvtaps of a NIC boot from the ecboot of the same host, and they,
+// the host and the network behind the NIC reach one another; afterwards the NIC
+// is as it was.
+func TestUpOnAParent(t *testing.T) {
+	t.Parallel()
+	const host, neighbour = "10.85.0.2", "10.85.0.1"
+	u := newUpHost(t, "parent", fmt.Sprintf(`memory = "512M"
+[segment.lan]
+parent = "eth0"
+address = "%s/24"
+pool = "10.85.0.100-10.85.0.109"
+[guest.on-macvtap]
+backend = "qemu"
+autostart = true
+stop_timeout = "1s"
+[[guest.on-macvtap.nic]]
+macvtap = "eth0"
+[guest.on-parent]
+backend = "qemu"
+firmware = "uefi"
+autostart = true
+stop_timeout = "1s"
+[[guest.on-parent.nic]]
+segment = "lan"
+`, host))
+	lan := nettest.NewHost(t, "neighbour")
+	nettest.Bridge(t, "parent", "")
+	nettest.Connect(t, "parent", u.Host, "eth0")
+	nettest.Connect(t, "parent", lan, "eth0")
+	lan.Run(t, "ip", "addr", "add", neighbour+"/24", "dev", "eth0")
+	u.Run(t, "ip", "addr", "add", host+"/24", "dev", "eth0")
+	u.Run(t, "ip", "route", "add", "default", "via", neighbour)
+	network := func() string {
+		return u.Run(t, "sh", "-c", "ip -br link; ip -4 addr; ip -4 route; cd /proc/sys/net/ipv4/conf/eth0 && cat arp_ignore arp_announce rp_filter")
+	}
+	before := network()
+
+	s := u.up(t)
+	s.until(t, "serving "+host+"/24 on ecmv-lan")
+	ping := func(from *nettest.Host, to string) {
+		t.Helper()
+		from.Run(t, "ping", "-c1", "-W10", to)
+	}
+	ping(lan, host)
+	var addresses []string
+	for _, name := range []string{"on-macvtap", "on-parent"} {
+		s.atShell(t, name, 1)
+		g := s.guest(t, name)
+		if len(g.Addresses) != 1 {
+			t.Fatalf("%+v", g)
+		}
+		ping(lan, g.Addresses[0])
+		ping(u.Host, g.Addresses[0])
+		addresses = append(addresses, g.Addresses[0])
+	}
+	for _, to := range []string{addresses[1], host, neighbour} {
+		s.typed(t, "on-macvtap", "ping -c 1 "+to, "64 bytes from "+to)
+	}
+	s.cmd.Process.Signal(syscall.SIGTERM)
+	if code := s.end(t); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	u.wantNothing(t)
+	ping(lan, host)
+	if after := network(); after != before {
+		t.Errorf("the network was\n%s\nand is\n%s", before, after)
 	}
 }

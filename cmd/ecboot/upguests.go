@@ -1,10 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 
 	"github.com/every-channel/ecboot/internal/api"
 	"github.com/every-channel/ecboot/internal/boot"
@@ -77,11 +79,9 @@ func (u *upGuests) describe(cfg *config.Config, g config.DeclaredGuest, st super
 		case !g.VM():
 			n.Link = nic.Name
 		}
-		if one := u.host.stack.segment(nic.Segment); one != nil {
-			if addr, ok := one.addressOf(nic.MAC); ok {
-				n.Address = addr.String()
-				a.Addresses = append(a.Addresses, n.Address)
-			}
+		if addr, ok := u.addressOf(nic); ok {
+			n.Address = addr.String()
+			a.Addresses = append(a.Addresses, n.Address)
 		}
 		a.MACs, a.NICs = append(a.MACs, nic.MAC), append(a.NICs, n)
 	}
@@ -91,6 +91,17 @@ func (u *upGuests) describe(cfg *config.Config, g config.DeclaredGuest, st super
 		})
 	}
 	return a
+}
+
+// addressOf is the address that a network card has from a segment's server: of
+// the segment that it is on, or of one on the same parent.
+func (u *upGuests) addressOf(nic config.GuestNIC) (netip.Addr, bool) {
+	for _, one := range u.host.stack.segments {
+		if parent := one.lan.Parent(); one.Name == nic.Segment || parent != "" && parent == cmp.Or(nic.Macvtap, nic.Macvlan) {
+			return one.addressOf(nic.MAC)
+		}
+	}
+	return netip.Addr{}, false
 }
 
 // network says in words what a network card is on.
