@@ -31,7 +31,10 @@ type Options struct {
 	// Credential is who QEMU runs as; nil: as this process. It is handed
 	// open files, so it needs no right to any.
 	Credential *Credential
-	Cgroup     string // directory of the cgroup (v2) that QEMU and its helpers start in; empty: this process's
+	// ScreenGroup is whose members may connect to Spec.VNC, beside this
+	// process's user; 0: nobody.
+	ScreenGroup int
+	Cgroup      string // directory of the cgroup (v2) that QEMU and its helpers start in; empty: this process's
 }
 
 // Credential is a user in numbers.

@@ -73,8 +73,8 @@ func (m *Machine) Screenshot(ctx context.Context) (png []byte, err error) {
 type screen struct{ *net.UnixListener }
 
 // listen makes the socket, in place of one that nobody listens to any more.
-// Only this process's user may connect.
-func listen(path string) (*screen, error) {
+// This process's user may connect and, unless it is 0, this group.
+func listen(path string, group int) (*screen, error) {
 	addr := &net.UnixAddr{Name: path, Net: "unix"}
 	if st, err := os.Lstat(path); err == nil && st.Mode().Type() == fs.ModeSocket {
 		conn, err := net.DialUnix("unix", nil, addr)
@@ -88,7 +88,10 @@ func listen(path string) (*screen, error) {
 	if err != nil {
 		return nil, fmt.Errorf("VNC: %w", err)
 	}
-	if err := os.Chmod(path, 0o600); err != nil {
+	if err = os.Chmod(path, 0o600); err == nil && group != 0 {
+		err = errors.Join(os.Chown(path, -1, group), os.Chmod(path, 0o660))
+	}
+	if err != nil {
 		l.Close()
 		return nil, fmt.Errorf("VNC: %w", err)
 	}

@@ -109,7 +109,7 @@ func (m *Machine) supply(ctx context.Context) (*supplies, error) {
 // beside starts what serves the machine beside QEMU.
 func (s *supplies) beside(spec Spec, opts Options) (err error) {
 	if spec.VNC != "" {
-		if s.vnc, err = listen(spec.VNC); err != nil {
+		if s.vnc, err = listen(spec.VNC, opts.ScreenGroup); err != nil {
 			return err
 		}
 	}

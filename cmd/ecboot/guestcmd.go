@@ -343,6 +343,7 @@ func writeGuest(w *tabwriter.Writer, g api.Guest) {
 	for i, d := range g.Disks {
 		row(fmt.Sprintf("disk %d", i), describeDisk(d))
 	}
+	row("vnc", g.VNC)
 	for _, d := range g.Drift {
 		row("drift", d)
 	}

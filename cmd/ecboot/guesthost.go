@@ -89,6 +89,9 @@ func (h *guestHost) survey(ctx context.Context, g config.DeclaredGuest) (on grou
 	if on.credential, err = guestUser(g.User); err != nil {
 		return on, err
 	}
+	if on.operators, err = operatorGroup(cfg); err != nil {
+		return on, err
+	}
 	if hasUEFI(g) {
 		if on.uefi, err = vmm.FindUEFI(wantedUEFI(g)); err != nil {
 			return on, err

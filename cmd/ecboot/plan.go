@@ -24,6 +24,7 @@ type groundwork struct {
 	state      string                // directory
 	run        string                // of the guest, while it runs
 	cache      string                // directory
+	operators  int                   // group; -1: none
 	credential *vmm.Credential       // who QEMU runs as; nil: root
 	accel      vmm.Accel             // of a virtual machine
 	uefi       vmm.UEFI              // of one whose firmware it is
@@ -58,6 +59,9 @@ func planGuest(g config.DeclaredGuest, on groundwork) keeper.Plan {
 		return p
 	}
 	p.VM, p.Credential, p.SkipBanner = planMachine(g, on), on.credential, true
+	if p.VM.VNC != "" {
+		p.ScreenGroup = max(0, on.operators)
+	}
 	for _, nic := range g.NICs {
 		if nic.Macvtap != "" || nic.Segment != "" && on.port(nic.Segment).parent != "" {
 			p.Links = append(p.Links, linkName(nic))

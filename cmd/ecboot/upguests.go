@@ -65,6 +65,9 @@ func (u *upGuests) describe(cfg *config.Config, g config.DeclaredGuest, st super
 	if a.Drift == nil {
 		a.Drift = []string{}
 	}
+	if st.Plan.VM != nil {
+		a.VNC = st.Plan.VM.VNC
+	}
 	if g.VM() && g.Backend != "" {
 		a.Profile = guestProfile(g)
 	}

@@ -64,6 +64,7 @@ type Guest struct {
 	Unit      string     `json:"unit,omitempty"`    // of systemd
 	NICs      []NIC      `json:"nics"`
 	Disks     []Disk     `json:"disks"`
+	VNC       string     `json:"vnc,omitempty"` // socket of its screen, while it runs
 }
 
 // NIC is one network card of a guest.

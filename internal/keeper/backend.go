@@ -42,7 +42,7 @@ func launchMachine(ctx context.Context, p Plan, taps []*os.File, events *timelin
 	m, err := vmm.Start(ctx, *p.VM, vmm.Options{
 		QEMU: p.QEMU, Taps: taps, Machine: p.Machine, Timeline: events, Log: log, SkipBanner: p.SkipBanner,
 		Grace:      p.grace() / 2, // for each of two requests
-		Credential: p.Credential, Cgroup: p.Cgroup,
+		Credential: p.Credential, Cgroup: p.Cgroup, ScreenGroup: p.ScreenGroup,
 	})
 	if err != nil {
 		return nil, err

@@ -4,7 +4,7 @@
 // process which spawned it may end, be killed or be upgraded without the guest
 // noticing. The next one finds it by its directory.
 //
-// The directory of a guest, for root only, holds
+// The directory of a guest, whose files are for root only, holds
 //
 //	lock         held (flock) as long as the keeper lives; its process id, and the guest's
 //	plan.json    what it runs; written before anything of the guest starts
@@ -52,6 +52,9 @@ type Plan struct {
 	QEMU       string          // program; empty: that of the architecture
 	Credential *vmm.Credential // who QEMU runs as; nil: as the keeper
 	SkipBanner bool            // see vmm.Options
+	// ScreenGroup is whose members may pass through the guest's directory to
+	// the socket of its screen; 0: nobody.
+	ScreenGroup int
 
 	Container *nspawn.Spec
 	Cache     string // where tar archives are unpacked

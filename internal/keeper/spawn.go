@@ -68,6 +68,13 @@ func Spawn(ctx context.Context, plan Plan, opts SpawnOptions) (_ *Client, err er
 			_ = os.RemoveAll(opts.Dir)
 		}
 	}()
+	if plan.ScreenGroup != 0 {
+		// Whatever the umask has made of the way there.
+		err := errors.Join(os.Chmod(filepath.Dir(opts.Dir), 0o711), os.Chown(opts.Dir, -1, plan.ScreenGroup), os.Chmod(opts.Dir, 0o710))
+		if err != nil {
+			return nil, err
+		}
+	}
 	k, err := begin(plan.Name, opts, lock)
 	if err != nil {
 		return nil, err
