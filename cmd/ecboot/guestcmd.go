@@ -343,6 +343,9 @@ func writeGuest(w *tabwriter.Writer, g api.Guest) {
 	for i, d := range g.Disks {
 		row(fmt.Sprintf("disk %d", i), describeDisk(d))
 	}
+	if g.TPM {
+		row("tpm", "yes")
+	}
 	row("vnc", g.VNC)
 	for _, d := range g.Drift {
 		row("drift", d)

@@ -167,7 +167,7 @@ func fakeGuests() []api.Guest {
 			Command: []string{"/usr/bin/qemu-system-x86_64", "-name", "guest=db, the first"}, Unit: "ecboot-guest-db.scope",
 			NICs:  []api.NIC{{Network: "segment lan", MAC: &mac, Address: "10.77.0.50"}, {Network: "user"}},
 			Disks: []api.Disk{{Path: "/srv/db.qcow2", Format: "qcow2", Size: 16 << 30}, {Path: "/srv/cd.iso", ReadOnly: true}},
-			VNC:   "/run/ecboot/guests/db/vnc.sock",
+			TPM:   true, VNC: "/run/ecboot/guests/db/vnc.sock",
 		},
 		{Name: "web", Backend: "microvm", State: api.Waiting, LastExit: "the kernel panicked", NextStart: time.Now().Add(time.Hour), MACs: []boot.MAC{}, Addresses: []string{}, Drift: []string{}, NICs: []api.NIC{}, Disks: []api.Disk{}},
 		{Name: "box", Backend: "container", State: api.Running, Since: long, Addresses: []string{"10.77.0.51"}},
@@ -198,7 +198,7 @@ func TestGuestVerbs(t *testing.T) {
 		{"show", []string{"show", "db"}, 0, []string{
 			"name       db\n", "node       host-db\n", "state      running since ", " (2d)\n", "restarts   2\n", "autostart  yes\n", "process    4711\n",
 			"nic 0      segment lan  02:01:27:5b:95:9e  10.77.0.50\n", "nic 1      user\n", "disk 0     /srv/db.qcow2  qcow2  16G\n", "disk 1     /srv/cd.iso  read-only\n",
-			"vnc        /run/ecboot/guests/db/vnc.sock\n",
+			"tpm        yes\n", "vnc        /run/ecboot/guests/db/vnc.sock\n",
 			"drift      memory is 1G, declared is 2G\n", "'ecboot guest restart db'", "/usr/bin/qemu-system-x86_64 -name 'guest=db, the first'\n"}, ""},
 		{"show for programs", []string{"show", "db", "-o", "json"}, 0, []string{`"guest": {`, `"drift": [`, `"mac": "02:01:27:5b:95:9e"`}, ""},
 		{"show what", []string{"show"}, 2, []string{"accepts 1 arg"}, ""},
@@ -351,6 +351,7 @@ func TestGuestDocuments(t *testing.T) {
         "lost_at_stop": true
       }
     ],
+    "tpm": true,
     "vnc": "/run/ecboot/guests/db/vnc.sock"
   },
   "schema": 1

@@ -2,8 +2,10 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
 	"image/png"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -22,6 +24,107 @@ func (u *upHost) show(t *testing.T, guest string) api.Guest {
 		t.Fatalf("%v in %s", err, r.stdout)
 	}
 	return doc.Guest
+}
+
+// A guest has a TPM, which keeps what was written to it for as long as there is
+// the guest, and ends with it.
+func TestUpTPM(t *testing.T) {
+	nettest.Need(t, "swtpm")
+	kernel := cloudKernel(t)
+	t.Parallel()
+	u := newUpHost(t, "tpm", fmt.Sprintf(`memory = "256M"
+[profile.tpm]
+kernel = %q
+initrds = [%q]
+cmdline = "console=ttyS0 quiet"
+[guest.with-tpm]
+backend = "qemu"
+boot = "direct"
+profile = "tpm"
+tpm = true
+autostart = true
+stop_timeout = "1s"
+restart_delay = "1s"
+`, kernel, guestInitrd(t)))
+	s := u.up(t)
+	s.until(t, "runs as process")
+	s.logged(t, "with-tpm", "guest is ready", 1)
+	g := u.show(t, "with-tpm")
+	if !g.TPM {
+		t.Errorf("%+v", g)
+	}
+	swtpm := childOf(t, g.Keeper, "swtpm")
+	const done = "ok 8002000000130000000000"
+	s.typed(t, "with-tpm", tpmDefine, done)
+	s.typed(t, "with-tpm", tpmWrite, done)
+	if _, err := s.control().Restart(t.Context(), "with-tpm"); err != nil {
+		t.Fatal(err)
+	}
+	awaitEnd(t, swtpm)
+	s.logged(t, "with-tpm", "guest is ready", 2)
+	s.typed(t, "with-tpm", tpmRead, tpmKept)
+
+	// It ends even with a keeper that has no time to see to it.
+	g = u.show(t, "with-tpm")
+	swtpm = childOf(t, g.Keeper, "swtpm")
+	syscall.Kill(g.Keeper, syscall.SIGKILL)
+	awaitEnd(t, swtpm)
+	s.logged(t, "with-tpm", "guest is ready", 3)
+	s.typed(t, "with-tpm", tpmRead, tpmKept)
+	s.cmd.Process.Signal(syscall.SIGTERM)
+	if code := s.end(t); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	u.wantNothing(t)
+}
+
+// Four bytes that a TPM keeps at the index 0x01500001 of its owner, who has no
+// password: TPM 2.0 library, part 3.
+const (
+	tpmKept     = "6b657074"
+	tpmOwner    = "40000001"
+	tpmIndex    = "01500001"
+	tpmPassword = "00000009" + "40000009" + "0000" + "00" + "0000"
+)
+
+var (
+	tpmDefine = tpmCommand("0000012a", tpmOwner, tpmPassword, "0000", "000e", tpmIndex, "000b", "02060006", "0000", "0004")
+	tpmWrite  = tpmCommand("00000137", tpmOwner, tpmIndex, tpmPassword, "0004", tpmKept, "0000")
+	tpmRead   = tpmCommand("0000014e", tpmOwner, tpmIndex, tpmPassword, "0004", "0000")
+)
+
+// tpmCommand tells the tests' guest to give its TPM a command with sessions.
+func tpmCommand(parts ...string) string {
+	body := strings.Join(parts, "")
+	return fmt.Sprintf("tpm|8002%08x%s", 6+len(body)/2, body)
+}
+
+// cloudKernel is a kernel of Debian's that is signed and knows TPM.
+func cloudKernel(t *testing.T) (path string) {
+	t.Helper()
+	found, _ := filepath.Glob("../../vmm/testdata/linux/boot/vmlinuz-*")
+	if len(found) == 0 {
+		t.Skip("Debian's cloud kernel is missing: run make deps-test")
+	}
+	return absolute(t, found[0])
+}
+
+// guestInitrd is an initrd whose init does what it is told on the console.
+func guestInitrd(t *testing.T) (path string) {
+	t.Helper()
+	nettest.Need(t, "cpio")
+	dir := t.TempDir()
+	build := exec.Command("go", "build", "-o", filepath.Join(dir, "init"), "../../vmm/testdata/guest")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	pack := exec.Command("cpio", "-o", "-H", "newc", "--quiet", "-F", "initrd")
+	pack.Dir, pack.Stdin = dir, strings.NewReader("init\n")
+	if out, err := pack.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return filepath.Join(dir, "initrd")
 }
 
 // Members of the operators' group, and nobody else, see the screen of a guest as

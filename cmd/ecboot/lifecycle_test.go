@@ -73,10 +73,10 @@ func (s *started) end(t *testing.T) int {
 	return s.cmd.ProcessState.ExitCode()
 }
 
-// qemu returns a pidfd of the QEMU that a process has started.
-func qemuOf(t *testing.T, parent int) (pidfd int) {
+// childOf returns a pidfd of a program, such as QEMU, that a process has started.
+func childOf(t *testing.T, parent int, program string) (pidfd int) {
 	t.Helper()
-	// QEMU is started by one of the parent's threads.
+	// It is started by one of the parent's threads.
 	children, err := filepath.Glob("/proc/" + strconv.Itoa(parent) + "/task/*/children")
 	if err != nil {
 		t.Fatal(err)
@@ -85,7 +85,7 @@ func qemuOf(t *testing.T, parent int) (pidfd int) {
 		list, _ := os.ReadFile(file)
 		for _, pid := range strings.Fields(string(list)) {
 			name, _ := os.ReadFile("/proc/" + pid + "/comm")
-			if strings.HasPrefix(string(name), "qemu-system") {
+			if strings.HasPrefix(string(name), program) {
 				n, _ := strconv.Atoi(pid)
 				if pidfd, err = unix.PidfdOpen(n, 0); err == nil {
 					t.Cleanup(func() { unix.Close(pidfd) })
@@ -94,7 +94,7 @@ func qemuOf(t *testing.T, parent int) (pidfd int) {
 			}
 		}
 	}
-	t.Fatal("no QEMU is running")
+	t.Fatalf("no %s is running", program)
 	return -1
 }
 
@@ -109,7 +109,7 @@ func awaitEnd(t *testing.T, pidfd int) {
 		case err != nil:
 			t.Fatal(err)
 		case n == 0:
-			t.Fatal("QEMU is still there")
+			t.Fatal("it is still there")
 		default:
 			return
 		}
@@ -122,7 +122,7 @@ func TestInterruptLeavesNothing(t *testing.T) {
 		t.Run(sig.String(), func(t *testing.T) {
 			s := start(t, "run", "--accel", "tcg")
 			s.until(t, "ipxe.ack")
-			qemu := qemuOf(t, s.cmd.Process.Pid)
+			qemu := childOf(t, s.cmd.Process.Pid, "qemu-system")
 			dir := filepath.Join("/run/ecboot", strconv.Itoa(s.cmd.Process.Pid))
 			if _, err := os.Stat(dir); err != nil {
 				t.Fatal(err)
@@ -159,7 +159,7 @@ func TestKilledOnABridge(t *testing.T) {
 	}
 	s := start(t, "run", "--accel", "tcg", "--bridge", "br7")
 	s.until(t, "ipxe.ack")
-	qemu := qemuOf(t, s.cmd.Process.Pid)
+	qemu := childOf(t, s.cmd.Process.Pid, "qemu-system")
 	if len(addresses()) != 1 {
 		t.Errorf("the bridge has the addresses %v while ecboot runs", addresses())
 	}

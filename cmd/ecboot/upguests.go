@@ -60,7 +60,7 @@ func (u *upGuests) describe(cfg *config.Config, g config.DeclaredGuest, st super
 	a := api.Guest{
 		Name: g.Name, Node: g.Node, Backend: string(g.Backend), State: string(st.Phase), PID: st.PID, Keeper: st.Keeper,
 		Restarts: st.Restarts, Since: st.Since, NextStart: st.Next, LastExit: st.Reason, Drift: st.Drift, Autostart: g.Autostart,
-		Command: st.Command, MACs: []boot.MAC{}, Addresses: []string{}, NICs: []api.NIC{}, Disks: []api.Disk{},
+		Command: st.Command, MACs: []boot.MAC{}, Addresses: []string{}, NICs: []api.NIC{}, Disks: []api.Disk{}, TPM: g.TPM,
 	}
 	if a.Drift == nil {
 		a.Drift = []string{}

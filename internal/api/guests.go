@@ -64,6 +64,7 @@ type Guest struct {
 	Unit      string     `json:"unit,omitempty"`    // of systemd
 	NICs      []NIC      `json:"nics"`
 	Disks     []Disk     `json:"disks"`
+	TPM       bool       `json:"tpm,omitempty"`
 	VNC       string     `json:"vnc,omitempty"` // socket of its screen, while it runs
 }
 

@@ -7,6 +7,7 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/binary"
+	"encoding/hex"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -91,6 +92,8 @@ func do(words []string) (string, error) {
 		head := make([]byte, 16)
 		_, err = f.Read(head)
 		return fmt.Sprintf("%q", bytes.TrimRight(head, "\x00")), err
+	case "tpm": // command in hex: its response
+		return tpm(arg(1))
 	case "button": // waits for the power button and heeds it
 		return "", button()
 	case "poweroff":
@@ -115,6 +118,24 @@ func put(disk, what, mib string) error {
 		}
 	}
 	return f.Sync()
+}
+
+func tpm(command string) (string, error) {
+	b, err := hex.DecodeString(command)
+	if err != nil {
+		return "", err
+	}
+	f, err := os.OpenFile("/dev/tpm0", os.O_RDWR, 0)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	if _, err := f.Write(b); err != nil {
+		return "", err
+	}
+	response := make([]byte, 4096)
+	n, err := f.Read(response)
+	return fmt.Sprintf("%x", response[:n]), err
 }
 
 func button() error {
