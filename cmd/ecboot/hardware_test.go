@@ -1,6 +1,8 @@
 package main
 
 import (
+	"bytes"
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"image/png"
@@ -192,4 +194,70 @@ user = true
 		t.Errorf("exit code %d", code)
 	}
 	u.wantNothing(t)
+}
+
+// Firmware with Secure Boot runs what is signed, and counts its starts in
+// variables that are the guest's for good.
+func TestUpSecureBoot(t *testing.T) {
+	t.Parallel()
+	kernel := cloudKernel(t)
+	needFiles(t, "/usr/lib/shim/shimx64.efi.signed", "/usr/lib/grub/x86_64-efi-signed/grubnetx64.efi.signed")
+	u := newUpHost(t, "secure", fmt.Sprintf(`memory = "256M"
+[segment.lab]
+[profile.signed]
+kernel = %q
+initrds = [%q]
+cmdline = "console=ttyS0 loglevel=7"
+secure_boot = true
+[guest.with-secure-boot]
+backend = "qemu"
+firmware = "uefi"
+secure_boot = true
+profile = "signed"
+autostart = true
+stop_timeout = "1s"
+[[guest.with-secure-boot.nic]]
+segment = "lab"
+`, kernel, guestInitrd(t)))
+	starts := func() uint32 {
+		t.Helper()
+		vars, err := os.ReadFile(filepath.Join(u.dir, "guests/with-secure-boot/vars.fd"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return firmwareStarts(t, vars)
+	}
+	s := u.up(t)
+	s.until(t, "runs as process")
+	s.logged(t, "with-secure-boot", "Secure boot enabled", 1)
+	s.logged(t, "with-secure-boot", "guest is ready", 1)
+	before := starts()
+	if _, err := s.control().Restart(t.Context(), "with-secure-boot"); err != nil {
+		t.Fatal(err)
+	}
+	s.logged(t, "with-secure-boot", "BdsDxe: starting", 2)
+	if after := starts(); after != before+1 {
+		t.Errorf("the firmware counts %d starts after %d", after, before)
+	}
+	s.cmd.Process.Signal(syscall.SIGTERM)
+	if code := s.end(t); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	u.wantNothing(t)
+}
+
+// firmwareStarts is the monotonic count of the UEFI specification (section 8.5.2),
+// whose upper half EDK II counts up at each start, in the variable MTC.
+func firmwareStarts(t *testing.T, vars []byte) (n uint32) {
+	t.Helper()
+	name := []byte("M\x00T\x00C\x00\x00\x00")
+	for found := true; found; { // old values stay where they are, for a while
+		if _, vars, found = bytes.Cut(vars, name); found && len(vars) >= 4 {
+			n = max(n, binary.LittleEndian.Uint32(vars))
+		}
+	}
+	if n == 0 {
+		t.Fatal("the firmware counts nothing")
+	}
+	return n
 }
