@@ -27,7 +27,12 @@ func TestWrongInput(t *testing.T) {
 		code int
 		want []string
 	}{
-		{"no such verb", []string{"fly"}, 2, []string{`unknown command "fly"`}},
+		{"no such verb", []string{"fly"}, 2, []string{`unknown command "fly": 'ecboot --help' lists`}},
+		{"misspelt verb", []string{"gest"}, 2, []string{`unknown command "gest": did you mean guest? 'ecboot --help'`}},
+		{"no such verb of guests", []string{"guest", "lisst"}, 2, []string{`unknown command "lisst": did you mean list? 'ecboot guest --help'`}},
+		{"no guest to show", []string{"guest", "show"}, 2, []string{"'ecboot guest show' takes GUEST: see 'ecboot guest show --help'"}},
+		{"two guests to show", []string{"guest", "show", "a", "b"}, 2, []string{`'ecboot guest show' takes GUEST, not ["a" "b"]: see`}},
+		{"no number of lines", []string{"guest", "log", "a", "-n", "all"}, 2, []string{`"-n, --lines" flag: want a whole number: see 'ecboot guest log --help'`}},
 		{"no such flag", []string{"run", "--fly"}, 2, []string{"--fly", "ecboot run --help"}},
 		{"firmware", []string{"run", "--firmware", "coreboot"}, 2, []string{"--firmware coreboot: want bios or uefi or uefi-ia32"}},
 		{"everything at once", []string{"run", "--accel", "magic", "--until", "dinner", "--count", "0"}, 2, []string{"--accel magic", "--until dinner", "--count 0"}},
@@ -51,7 +56,7 @@ func TestWrongInput(t *testing.T) {
 		{"no kernel at all", []string{"boot", notCPIO}, 2, []string{"not.cpio is no kernel"}},
 		{"missing initrd", []string{"boot", someEFI, "/no/such/initrd"}, 2, []string{"/no/such/initrd"}},
 		{"address", []string{"serve", "--address", "here"}, 2, []string{"10.77.0.1/24"}},
-		{"serve takes nothing", []string{"serve", "now"}, 2, []string{`"now"`}},
+		{"serve takes nothing", []string{"serve", "now"}, 2, []string{`'ecboot serve' takes no arguments, not ["now"]`}},
 		{"no such configuration", []string{"run", "--config", "/no/such.toml"}, 2, []string{"/no/such.toml", "config init"}},
 		{"five mistakes", []string{"config", "check", mistakes}, 2, []string{"mistakes.toml:2:", "mistakes.toml:3:", "mistakes.toml:6:", "mistakes.toml:7:", "mistakes.toml:10:"}},
 		{"config init does not overwrite", []string{"config", "init", mistakes}, 2, []string{"exists already"}},

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -20,10 +21,14 @@ func newDocsCommand() *cobra.Command {
 		Short:  "Write the manual pages: of each verb, and of the configuration",
 		Hidden: true,
 		Args:   cobra.NoArgs,
-		RunE:   func(cmd *cobra.Command, _ []string) error { return writeManual(cmd.Root(), dir) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if dir == "" {
+				return withCode(exitUsage, errors.New("where to? 'ecboot docs --man DIR'"))
+			}
+			return writeManual(cmd.Root(), dir)
+		},
 	}
 	cmd.Flags().StringVar(&dir, "man", "", "the `DIR`ectory to write them to")
-	cmd.MarkFlagRequired("man")
 	return cmd
 }
 

@@ -201,7 +201,7 @@ func TestGuestVerbs(t *testing.T) {
 			"tpm        yes\n", "vnc        /run/ecboot/guests/db/vnc.sock\n",
 			"drift      memory is 1G, declared is 2G\n", "'ecboot guest restart db'", "/usr/bin/qemu-system-x86_64 -name 'guest=db, the first'\n"}, ""},
 		{"show for programs", []string{"show", "db", "-o", "json"}, 0, []string{`"guest": {`, `"drift": [`, `"mac": "02:01:27:5b:95:9e"`}, ""},
-		{"show what", []string{"show"}, 2, []string{"accepts 1 arg"}, ""},
+		{"show what", []string{"show"}, 2, []string{"takes GUEST"}, ""},
 		{"show nobody", []string{"show", "dbb"}, 2, []string{"there is no guest dbb: there are db, web, box, old"}, ""},
 
 		{"start", []string{"start", "web", "db", "web"}, 0, []string{"web: started\ndb: started (it ran already)\n"}, "web start; db start"},
@@ -234,10 +234,10 @@ func TestGuestVerbs(t *testing.T) {
 
 		{"console of one that does not run", []string{"console", "web"}, 1, []string{"web is waiting (the kernel panicked)", "ecboot guest log web"}, ""},
 		{"console of nobody", []string{"console", "nobody"}, 2, []string{"there is no guest nobody"}, ""},
-		{"console of two", []string{"console", "db", "web"}, 2, []string{"accepts 1 arg"}, ""},
+		{"console of two", []string{"console", "db", "web"}, 2, []string{"takes GUEST, not"}, ""},
 
 		{"the command of nobody", []string{"exec-args", "nobody"}, 2, []string{"there is no guest nobody", "[guest.nobody]"}, ""},
-		{"the command of what", []string{"exec-args"}, 2, []string{"accepts 1 arg"}, ""},
+		{"the command of what", []string{"exec-args"}, 2, []string{"takes GUEST: see"}, ""},
 		{"screenshot", []string{"screenshot", "db", filepath.Join(dir, "db.png")}, 0, []string{"db: 1×1 to "}, "db screenshot"},
 		{"screenshot for programs", []string{"screenshot", "db", filepath.Join(dir, "db.png"), "-o", "json"}, 0, []string{`"width": 1`, `"file": "` + dir}, "db screenshot"},
 		{"screenshot through a pipe", []string{"screenshot", "db", "-"}, 0, []string{"PNG"}, "db screenshot"},
@@ -763,7 +763,7 @@ func TestGuestEdit(t *testing.T) {
 	})
 	t.Run("no file", func(t *testing.T) {
 		ecboot(t, "guest", "edit").want(t, exitUsage, "no configuration file to edit")
-		ecboot(t, "guest", "edit", "db", "web").want(t, exitUsage, "at most 1 arg")
+		ecboot(t, "guest", "edit", "db", "web").want(t, exitUsage, "takes [GUEST], not")
 	})
 }
 
@@ -822,5 +822,5 @@ func TestGuestImport(t *testing.T) {
 	run("mail 02:01:27:00:01:03\n").want(t, exitFailed, "mail runs with 02:01:27:00:01:02, which would become 02:01:27:00:01:03")
 	run("mail 02:01:27:00:01:02\n").want(t, 0, "mail  02:01:27:00:01:02  added")
 	ecboot(t, "guest", "import", "--config", file, "/no/such").want(t, exitUsage, "/no/such")
-	ecboot(t, "guest", "import", "--config", file).want(t, exitUsage, "accepts 1 arg")
+	ecboot(t, "guest", "import", "--config", file).want(t, exitUsage, "takes FILE|-: see")
 }

@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strconv"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -100,6 +102,10 @@ failed, 4 the guest timed out, 5 this machine lacks something ('ecboot doctor').
 		},
 	}
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		var number *strconv.NumError
+		if errors.As(err, &number) {
+			err = errors.New(strings.Replace(err.Error(), number.Error(), "want a whole number", 1))
+		}
 		return withCode(exitUsage, fmt.Errorf("%w: see '%s --help'", err, cmd.CommandPath()))
 	})
 	var configPath string
@@ -120,5 +126,46 @@ failed, 4 the guest timed out, 5 this machine lacks something ('ecboot doctor').
 		newVersionCommand(),
 		newDocsCommand(),
 	)
+	explainArgs(root)
 	return root, started
+}
+
+// explainArgs has wrong arguments of a command, and of those below it, told in
+// other words than cobra's, which also takes a verb that there is none of for a
+// wish to be helped.
+func explainArgs(cmd *cobra.Command) {
+	for _, sub := range cmd.Commands() {
+		explainArgs(sub)
+	}
+	if cmd.HasSubCommands() {
+		cmd.Args, cmd.DisableFlagsInUseLine, cmd.SuggestionsMinimumDistance = noSuchVerb, true, 2
+		cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+		return
+	}
+	check := cmd.Args
+	_, takes, ok := strings.Cut(cmd.Use, " ")
+	if !ok {
+		takes = "no arguments"
+	}
+	cmd.Args = func(cmd *cobra.Command, args []string) error {
+		if check == nil || check(cmd, args) == nil {
+			return nil
+		}
+		given := ""
+		if len(args) > 0 {
+			given = fmt.Sprintf(", not %q", args)
+		}
+		return fmt.Errorf("'%s' takes %s%s: see '%[1]s --help'", cmd.CommandPath(), takes, given)
+	}
+}
+
+func noSuchVerb(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	meant := ""
+	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+		meant = fmt.Sprintf("did you mean %s? ", strings.Join(near, ", "))
+	}
+	return fmt.Errorf("unknown command %q: %s'%s --help' lists what there is", args[0], meant, cmd.CommandPath())
 }
