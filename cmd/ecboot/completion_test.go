@@ -34,6 +34,7 @@ func TestCompletion(t *testing.T) {
 	check("no second guest", "", "guest", "console", "db", "")
 	check("behind a flag", "db web", "guest", "stop", "--now", "")
 	check("profiles", "default rescue", "run", "")
+	check("forms of output", "text json", "guest", "list", "-o", "")
 	check("segments", "lab lan", "run", "--segment", "")
 	check("segments of serve", "lab lan", "serve", "--segment", "")
 	check("segments to wake on", "lab lan", "machine", "wake", "node1", "--segment", "")
