@@ -330,7 +330,7 @@ func Find(explicit string) (path string, err error) {
 	if explicit != "" {
 		if _, err := os.Stat(explicit); err != nil {
 			if errors.Is(err, fs.ErrNotExist) {
-				return "", fmt.Errorf("there is no configuration file %s; “ecboot config init” writes one to begin with", explicit)
+				return "", fmt.Errorf("there is no configuration file %s; 'ecboot config init' writes one to begin with", explicit)
 			}
 			return "", fmt.Errorf("configuration file: %w", err)
 		}

@@ -107,7 +107,7 @@ func checkPool(pool string) (what, instead string) {
 	first, rest, nested := strings.Cut(pool, "/")
 	switch {
 	case pool == "":
-		return "is missing", "write the name of a pool, such as “tank”; 'zpool list' shows them"
+		return "is missing", `write the name of a pool, such as "tank"; 'zpool list' shows them`
 	case nested:
 		return fmt.Sprintf("%q is a dataset", pool), fmt.Sprintf("write pool = %q and begin the dataset with %q", first, rest)
 	case !isLetter(pool[0]):
@@ -120,13 +120,13 @@ func checkPool(pool string) (what, instead string) {
 // without its pool.
 func checkDataset(pool, name string) (what, instead string) {
 	if name == "" {
-		return "is missing", "write a dataset below the pool, such as “safe/guests/web”"
+		return "is missing", `write a dataset below the pool, such as "safe/guests/web"`
 	}
 	if clean := strings.Trim(path.Clean("/"+name), "/"); clean != name {
 		if clean == "" {
 			clean = "safe/guests/web"
 		}
-		return fmt.Sprintf("%q has an empty, “.” or “..” part", name), fmt.Sprintf("write %q", clean)
+		return fmt.Sprintf(`%q has an empty part, or one that is "." or ".."`, name), fmt.Sprintf("write %q", clean)
 	}
 	parts := strings.Split(name, "/")
 	for _, part := range parts {
@@ -167,11 +167,11 @@ func isLetter(c byte) bool { return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z'
 func checkMountpoint(p string) (what, instead string) {
 	switch {
 	case p == "":
-		return "is missing", "write an absolute path, such as “/persist”"
+		return "is missing", `write an absolute path, such as "/persist"`
 	case !utf8.ValidString(p) || strings.ContainsFunc(p, unicode.IsControl):
 		return fmt.Sprintf("%q has control characters in it", p), "write a path that can be printed"
 	case path.Clean("/"+p) == "/":
-		return fmt.Sprintf("%q is no directory of its own", p), "write one below it, such as “/persist”"
+		return fmt.Sprintf("%q is no directory of its own", p), `write one below it, such as "/persist"`
 	case path.Clean("/"+p) != p:
 		// Also what is not absolute: it lacks the slash.
 		return fmt.Sprintf("%q is not an absolute, clean path", p), fmt.Sprintf("write %q", path.Clean("/"+p))
