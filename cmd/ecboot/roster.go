@@ -107,7 +107,7 @@ func (r *roster) onHangup(ctx context.Context, hangup <-chan os.Signal, say func
 			return
 		case <-hangup:
 			if err := r.reload(ctx); err != nil {
-				r.log.Error("the configuration is wrong and stays as it was:\n" + err.Error())
+				say("the configuration is wrong and stays as it was:\n" + err.Error())
 			} else {
 				say("the configuration was read again")
 			}

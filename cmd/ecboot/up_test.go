@@ -415,6 +415,7 @@ func TestUpKeepsGuestsApart(t *testing.T) {
 	u.write(t, "nonsense = [\n")
 	s.cmd.Process.Signal(syscall.SIGHUP)
 	s.until(t, "the configuration is wrong and stays as it was")
+	s.until(t, u.config+":") // each mistake in a line of its own
 	u.write(t, guest("apart-one", "")+missing+guest("apart-two", "cpus = 1\n"))
 	s.cmd.Process.Signal(syscall.SIGHUP)
 	s.until(t, "the configuration was read again")
