@@ -350,9 +350,6 @@ func writeGuest(w *tabwriter.Writer, g api.Guest) {
 	for _, d := range g.Drift {
 		row("drift", d)
 	}
-	if len(g.Drift) > 0 {
-		row("", "'ecboot guest restart "+g.Name+"' makes it as it is declared")
-	}
 	if len(g.Command) > 0 {
 		w.Flush()
 		fmt.Fprintf(w, "\n%s\n", vmm.ShellQuote(g.Command))

@@ -199,7 +199,7 @@ func TestGuestVerbs(t *testing.T) {
 			"name       db\n", "node       host-db\n", "state      running since ", " (2d)\n", "restarts   2\n", "autostart  yes\n", "process    4711\n",
 			"nic 0      segment lan  02:01:27:5b:95:9e  10.77.0.50\n", "nic 1      user\n", "disk 0     /srv/db.qcow2  qcow2  16G\n", "disk 1     /srv/cd.iso  read-only\n",
 			"tpm        yes\n", "vnc        /run/ecboot/guests/db/vnc.sock\n",
-			"drift      memory is 1G, declared is 2G\n", "'ecboot guest restart db'", "/usr/bin/qemu-system-x86_64 -name 'guest=db, the first'\n"}, ""},
+			"drift      memory is 1G, declared is 2G\n\n/usr/bin/qemu-system-x86_64 -name 'guest=db, the first'\n"}, ""},
 		{"show for programs", []string{"show", "db", "-o", "json"}, 0, []string{`"guest": {`, `"drift": [`, `"mac": "02:01:27:5b:95:9e"`}, ""},
 		{"show what", []string{"show"}, 2, []string{"takes GUEST"}, ""},
 		{"show nobody", []string{"show", "dbb"}, 2, []string{"there is no guest dbb: there are db, web, box, old"}, ""},
@@ -685,7 +685,9 @@ func TestGuestEdit(t *testing.T) {
 	})
 	t.Run("nothing", func(t *testing.T) {
 		write(t)
-		edit(t, "true").want(t, 0, "nothing was changed")
+		if r := edit(t, "true"); r.code != 0 || r.stdout != file+": nothing was changed\n" || r.stderr != "" {
+			t.Errorf("%+v", r)
+		}
 		edit(t, `echo "# nothing" >> "$1"`).want(t, 0, "nothing that counts was changed")
 	})
 	t.Run("mistakes", func(t *testing.T) {

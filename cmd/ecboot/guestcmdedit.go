@@ -61,6 +61,8 @@ type edited struct {
 	Changes  []string `json:"changes"`  // of values, a line each
 	Reloaded bool     `json:"reloaded"` // by 'ecboot up'
 	Restart  []string `json:"restart"`  // guests that run as they were declared before
+
+	written bool
 }
 
 func (e edited) writeText(w io.Writer) {
@@ -68,6 +70,8 @@ func (e edited) writeText(w io.Writer) {
 		fmt.Fprintln(w, c)
 	}
 	switch {
+	case !e.written:
+		fmt.Fprintf(w, "%s: nothing was changed\n", e.File)
 	case len(e.Changes) == 0:
 		fmt.Fprintf(w, "%s: nothing that counts was changed\n", e.File)
 	case !e.Reloaded:
@@ -120,7 +124,7 @@ func (e editor) edit(ctx context.Context, path string, guest []string) (done edi
 	if err != nil || next == nil {
 		return done, err
 	}
-	done.Changes = changes(previous, next)
+	done.written, done.Changes = true, changes(previous, next)
 	return done, e.reload(ctx, &done)
 }
 
@@ -180,7 +184,6 @@ func (e editor) untilRight(ctx context.Context, path, copied string, before []by
 			return nil, err
 		}
 		if bytes.Equal(after, before) {
-			fmt.Fprintf(e.stderr, "%s: nothing was changed\n", path)
 			return nil, nil
 		}
 		next, err := e.load(copied)
@@ -225,7 +228,7 @@ func (e editor) open(file string, line int) error {
 		cmd.Stdout = e.stdout
 	}
 	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("the editor %s: %w", program, err)
+		return fmt.Errorf("the editor %s: %w: EDITOR names another", program, err)
 	}
 	return nil
 }

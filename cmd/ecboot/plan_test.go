@@ -132,7 +132,7 @@ func TestNoScreen(t *testing.T) {
 		t.Error("VNC is no screen")
 	}
 	g.Graphics = config.GraphicsNone
-	want := `web has no screen: write graphics = "vnc" in [guest.web], then 'ecboot guest restart web'`
+	want := `web has no screen: write graphics = "vnc" in [guest.web] by 'ecboot guest edit', then 'ecboot guest restart web'`
 	if p := planGuest(g, planGround); !lacksScreen(p) || noScreen(p).Error() != want {
 		t.Error(noScreen(p))
 	}

@@ -167,7 +167,7 @@ func noScreen(p keeper.Plan) error {
 	if p.Backend == string(config.BackendMicroVM) {
 		return fmt.Errorf("%s has no screen: a microvm never has one, look at its console", p.Name)
 	}
-	return fmt.Errorf("%s has no screen: write graphics = %q in [%s], then 'ecboot guest restart %s'",
+	return fmt.Errorf("%s has no screen: write graphics = %q in [%s] by 'ecboot guest edit', then 'ecboot guest restart %s'",
 		p.Name, config.GraphicsVNC, config.KeyPath("guest", p.Name), p.Name)
 }
 

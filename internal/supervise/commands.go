@@ -42,7 +42,7 @@ func (s *Supervisor) List() []State {
 			case !g.declared:
 				st.Drift = append(st.Drift, "it is no longer declared: it runs until it ends or is stopped")
 			case r.plan.Digest != g.Digest:
-				st.Drift = append(st.Drift, "its declaration has changed since it was started: restart it to have that")
+				st.Drift = append(st.Drift, fmt.Sprintf("its declaration has changed since it was started: 'ecboot guest restart %s' applies that", g.Name))
 			}
 			st.Drift = append(st.Drift, g.drift...)
 		}

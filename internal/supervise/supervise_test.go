@@ -3,6 +3,7 @@ package supervise
 import (
 	"context"
 	"errors"
+	"slices"
 	"testing"
 
 	"github.com/every-channel/ecboot/internal/keeper"
@@ -241,4 +242,25 @@ func TestStartsAgainWhatIsEnding(t *testing.T) {
 		t.Error(err)
 	}
 	s.Leave()
+}
+
+// What a guest that runs lacks of its declaration is told with what helps.
+func TestDrift(t *testing.T) {
+	s, err := New(Config{host: noKeepers{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.guests["db"] = &guest{Guest: Guest{Name: "db", Digest: "of now"}, declared: true, run: &run{plan: keeper.Plan{Digest: "of then"}}}
+	s.guests["gone"] = &guest{Guest: Guest{Name: "gone", Digest: "of then"}, run: &run{plan: keeper.Plan{Digest: "of then"}}}
+	var got []string
+	for _, st := range s.List() {
+		got = append(got, st.Drift...)
+	}
+	want := []string{
+		"its declaration has changed since it was started: 'ecboot guest restart db' applies that",
+		"it is no longer declared: it runs until it ends or is stopped",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("%q", got)
+	}
 }
