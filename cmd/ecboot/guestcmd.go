@@ -77,12 +77,14 @@ func openSupervisor(ctx context.Context) (*supervisor, error) {
 
 // upSocket is where 'ecboot up' listens. Who runs none asks the machine's.
 func upSocket() string {
-	own := filepath.Join(userDirs().Run, upName, api.SocketName)
+	own := upSocketIn(userDirs())
 	if _, err := os.Lstat(own); err == nil {
 		return own
 	}
-	return filepath.Join(rootDirs().Run, upName, api.SocketName)
+	return upSocketIn(rootDirs())
 }
+
+func upSocketIn(d dirs) string { return filepath.Join(d.Run, upName, api.SocketName) }
 
 // notOperator says who may use the socket at path, and how to become one.
 func notOperator(path string) error {
@@ -106,17 +108,36 @@ func notOperator(path string) error {
 }
 
 // guestConfig is the configuration file that is meant: the one that was named,
-// else that of the 'ecboot up' that runs, else the one that it would read.
-func guestConfig(ctx context.Context, explicit string) (path string, err error) {
+// else that of the 'ecboot up' that runs, else the one that it would read. state
+// is the state directory of whoever reads it, unless the file names another.
+func guestConfig(ctx context.Context, explicit string) (path, state string, err error) {
 	if explicit == "" {
+		socket := upSocket()
 		if s, err := openSupervisor(ctx); err == nil {
 			if st, err := s.Status(ctx); err == nil && st.Config != "" {
-				return st.Config, nil
+				if socket == upSocketIn(rootDirs()) {
+					return st.Config, rootDirs().State, nil
+				}
+				return st.Config, userDirs().State, nil
 			}
 		}
 	}
 	path, err = config.Find(explicit)
-	return path, withCode(exitUsage, err)
+	return path, userDirs().State, withCode(exitUsage, err)
+}
+
+// loadGuestConfig reads that file, for what is in the state directory as well.
+func loadGuestConfig(ctx context.Context, explicit string) (*config.Config, error) {
+	path, state, err := guestConfig(ctx, explicit)
+	if err != nil {
+		return nil, err
+	}
+	cfg, err := loadConfig(path)
+	if err != nil {
+		return nil, err
+	}
+	cfg.Server.StateDir = cmp.Or(cfg.Server.StateDir, state)
+	return cfg, nil
 }
 
 // find returns the guests of these names, in this order and each once.
@@ -387,11 +408,7 @@ command names are opened by ecboot.`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: completeDeclared(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			path, err := guestConfig(cmd.Context(), *configPath)
-			if err != nil {
-				return err
-			}
-			cfg, err := loadConfig(path)
+			cfg, err := loadGuestConfig(cmd.Context(), *configPath)
 			if err != nil {
 				return err
 			}

@@ -470,6 +470,12 @@ func TestOperators(t *testing.T) {
 			t.Fatal(err)
 		}
 		as(t, operator, "guest", "import", macs, "--config", file).want(t, exitEnvironment, dir, "sudo ecboot guest import")
+		// Those addresses are the supervisor's, and not the operator's own.
+		f.config = filepath.Join(dir, "machine.toml")
+		if err := os.WriteFile(f.config, []byte("[guest.db]\nbackend = \"microvm\"\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		as(t, operator, "guest", "import", macs).want(t, exitEnvironment, rootDirs().State, "sudo ecboot guest import")
 	})
 	t.Run("joined since the login", func(t *testing.T) {
 		listenFake(t, &fakeUp{}, "games")
@@ -823,6 +829,7 @@ func TestGuestImport(t *testing.T) {
 	f.mu.Unlock()
 	run("mail 02:01:27:00:01:03\n").want(t, exitFailed, "mail runs with 02:01:27:00:01:02, which would become 02:01:27:00:01:03")
 	run("mail 02:01:27:00:01:02\n").want(t, 0, "mail  02:01:27:00:01:02  added")
-	ecboot(t, "guest", "import", "--config", file, "/no/such").want(t, exitUsage, "/no/such")
+	ecboot(t, "guest", "import", "--config", file, "/no/such").want(t, exitUsage, "ecboot: open /no/such: no such file")
+	ecboot(t, "guest", "import", "--config", file, dir).want(t, exitUsage, "ecboot: read "+dir+": is a directory")
 	ecboot(t, "guest", "import", "--config", file).want(t, exitUsage, "takes FILE|-: see")
 }

@@ -37,7 +37,7 @@ and what has changed goes on as it was until it is restarted.`,
 		ValidArgsFunction: completeDeclared(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			e := editor{stdin: os.Stdin, stdout: cmd.OutOrStdout(), stderr: cmd.ErrOrStderr(), load: loadConfig}
-			path, err := guestConfig(cmd.Context(), *configPath)
+			path, _, err := guestConfig(cmd.Context(), *configPath)
 			switch {
 			case err != nil:
 				return err

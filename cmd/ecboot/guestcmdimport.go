@@ -33,17 +33,13 @@ reported, and no guest that runs gets another address.`,
   echo 'web 02:01:27:a1:f0:c0' | ecboot guest import -`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			path, err := guestConfig(cmd.Context(), *configPath)
-			if err != nil {
-				return err
-			}
-			cfg, err := loadConfig(path)
+			cfg, err := loadGuestConfig(cmd.Context(), *configPath)
 			if err != nil {
 				return err
 			}
 			macs, err := readMACs(args[0], cmd.InOrStdin())
 			if err != nil {
-				return withCode(exitUsage, fmt.Errorf("%s: %w", args[0], err))
+				return withCode(exitUsage, err)
 			}
 			s, err := openSupervisor(cmd.Context())
 			switch {
@@ -82,15 +78,20 @@ reported, and no guest that runs gets another address.`,
 }
 
 func readMACs(file string, stdin io.Reader) (map[string]boot.MAC, error) {
-	if file == "-" {
-		return declared.ParseMACs(stdin)
+	if file != "-" {
+		f, err := os.Open(file)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		stdin = f
 	}
-	f, err := os.Open(file)
-	if err != nil {
-		return nil, err
+	macs, err := declared.ParseMACs(stdin)
+	var unread *fs.PathError // which names the file
+	if err != nil && !errors.As(err, &unread) {
+		err = fmt.Errorf("%s: %w", file, err)
 	}
-	defer f.Close()
-	return declared.ParseMACs(f)
+	return macs, err
 }
 
 // keepsRunning refuses to change the address of a guest that runs: its network
