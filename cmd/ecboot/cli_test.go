@@ -119,3 +119,22 @@ func TestAnswers(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) { ecboot(t, tt.args...).want(t, 0, tt.want...) })
 	}
 }
+
+func TestUpDryRun(t *testing.T) {
+	if _, err := images.Default(); err != nil {
+		t.Skip(err)
+	}
+	file := filepath.Join(t.TempDir(), "ecboot.toml")
+	run := func(guests string) result {
+		t.Helper()
+		if err := os.WriteFile(file, []byte("[guest]\naccel = \"tcg\"\n"+guests), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return ecboot(t, "up", "--dry-run", "--config", file)
+	}
+	run("").want(t, 0, "no guests: tables such as [guest.db] declare them")
+	run("[guest.db]\nbackend = \"microvm\"\n").want(t, 0, "# db\nqemu-system-x86_64 ")
+	// What is missing is told by its key, and the command nevertheless.
+	run("[guest.db]\nbackend = \"qemu\"\nboot = \"disk\"\n[[guest.db.disk]]\nbase = \"/no/base\"\n[[guest.db.disk]]\npath = \"/no/cd\"\niso = true\n[[guest.db.share]]\nsource = \"/no/dir\"\ntarget = \"dir\"\n").want(t, exitEnvironment,
+		"# db\nqemu-system-x86_64 ", "guest.db.disk[0].base: stat /no/base: no such file", "\nguest.db.disk[1].path: stat /no/cd: no such", "\nguest.db.share[0].source: stat /no/dir: no such")
+}

@@ -221,6 +221,9 @@ func nearNames(names, all []string) []string {
 	return near[:min(len(near), 5)]
 }
 
+// noneDeclared is what those are told who expect some.
+const noneDeclared = "no guests: tables such as [guest.db] declare them, 'ecboot config show --reference' has their keys"
+
 func newGuestListCommand() *cobra.Command {
 	var output string
 	cmd := &cobra.Command{
@@ -233,7 +236,7 @@ func newGuestListCommand() *cobra.Command {
 				return err
 			}
 			if len(s.guests) == 0 {
-				fmt.Fprintln(cmd.ErrOrStderr(), "no guests: tables such as [guest.db] declare them, 'ecboot config show --reference' has their keys")
+				fmt.Fprintln(cmd.ErrOrStderr(), noneDeclared)
 			}
 			return printList(cmd, output, "guests", s.guests, func(w *tabwriter.Writer) {
 				if len(s.guests) == 0 {

@@ -307,23 +307,23 @@ func (h *guestHost) prepare(ctx context.Context, g config.DeclaredGuest) (_ *sup
 // and that nobody makes, of the paths that can be known.
 func missingFiles(g config.DeclaredGuest, stateDir string, known func(path string) bool) error {
 	var errs []error
-	need := func(what, path string) {
+	need := func(path, key string, index ...any) {
 		if path == "" || !known(path) {
 			return
 		}
 		if _, err := os.Stat(path); err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", what, err))
+			errs = append(errs, fmt.Errorf("%s.%s: %w", config.KeyPath("guest", g.Name), fmt.Sprintf(key, index...), err))
 		}
 	}
-	need("root", g.Root)
+	need(g.Root, "root")
 	for i, d := range g.Disks {
-		need("base", d.Base)
+		need(d.Base, "disk[%d].base", i)
 		if d.ISO || d.ReadOnly {
-			need("disk", g.DiskPath(stateDir, i))
+			need(g.DiskPath(stateDir, i), "disk[%d].path", i)
 		}
 	}
-	for _, s := range g.Shares {
-		need("share "+s.Target, s.Source)
+	for i, s := range g.Shares {
+		need(s.Source, "share[%d].source", i)
 	}
 	return errors.Join(errs...)
 }

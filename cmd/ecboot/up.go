@@ -55,7 +55,7 @@ A first Ctrl-C stops all guests gracefully, a second one at once.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			o.config = *configPath
 			if o.dryRun {
-				return upDryRun(cmd.Context(), o.config, cmd.OutOrStdout())
+				return upDryRun(cmd.Context(), o.config, cmd.OutOrStdout(), cmd.ErrOrStderr())
 			}
 			return up(cmd.Context(), o, cmd.ErrOrStderr())
 		},
@@ -218,6 +218,9 @@ func up(ctx context.Context, o upOptions, stderr io.Writer) (err error) {
 		for _, s := range stack.segments {
 			s.announce(stderr)
 		}
+		if len(cfg.Guests) == 0 {
+			fmt.Fprintln(stderr, noneDeclared)
+		}
 		live := newLive(stderr, time.Now(), stack.timeline, host.label, known.knows)
 		defer live.stop()
 		var background sync.WaitGroup
@@ -311,10 +314,13 @@ func (h *guestHost) label(machine string) string {
 }
 
 // upDryRun prints the command of every guest.
-func upDryRun(ctx context.Context, config string, stdout io.Writer) error {
+func upDryRun(ctx context.Context, config string, stdout, stderr io.Writer) error {
 	cfg, err := loadGuests(config, assignWithoutKeeping)
 	if err != nil {
 		return err
+	}
+	if len(cfg.Guests) == 0 {
+		fmt.Fprintln(stderr, noneDeclared)
 	}
 	commands, err := commandsOfGuests(ctx, cfg)
 	if err != nil {
@@ -330,11 +336,10 @@ func upDryRun(ctx context.Context, config string, stdout io.Writer) error {
 		})
 	}
 	for _, g := range cfg.Guests {
+		errs = append(errs, missingFiles(g, stateDir(cfg), known))
 		argv, err := commands(g)
-		if err := errors.Join(err, missingFiles(g, stateDir(cfg), known)); err != nil {
-			errs = append(errs, fmt.Errorf("guest %s: %w", g.Name, err))
-		}
 		if err != nil {
+			errs = append(errs, fmt.Errorf("guest %s: %w", g.Name, err))
 			continue
 		}
 		fmt.Fprintf(stdout, "# %s\n%s\n", g.Name, vmm.ShellQuote(argv))
