@@ -41,6 +41,8 @@ func TestGuestMistakes(t *testing.T) {
 
 		// Backends.
 		{"no backend", "[guest.a]\nmemory = \"1G\"\n", []string{`1:8: guest.a.backend: is missing; write backend = "qemu", "microvm" or "container"`}},
+		{"unknown backend and names", "[guest.a]\nbackend = \"xen\"\nprofile = \"x\"\n[[guest.a.nic]]\nsegment = \"x\"\n", []string{
+			`2:11: guest.a.backend: "xen" is not`, `3:11: guest.a.profile: there is no profile "x"`, `5:11: guest.a.nic[0].segment: there is no segment "x"`}},
 		{"unknown backend", "[guest.a]\nbackend = \"xen\"\n", []string{`2:11: guest.a.backend: "xen" is not one of the words that this key knows; write "qemu", "microvm" or "container"`}},
 		{"unknown key", tiny + "memry = \"1G\"\n", []string{"3:1: guest.a.memry: is not a key of ecboot's; did you mean memory?"}},
 		{"key of a card", tiny + "segment = \"lan\"\n", []string{"segment belongs in [[guest.NAME.nic]]"}},

@@ -58,7 +58,13 @@ func (r *reader) checkGuests(c *Config) {
 		}
 		if g.Backend == "" {
 			k.wrong("backend", "is missing", `write backend = "qemu", "microvm" or "container"`)
-			continue
+			k.profile()
+			for i, nic := range g.NICs {
+				if nic.Segment != "" {
+					k.nicSegment(fmt.Sprintf("nic[%d].segment", i), nic.Segment)
+				}
+			}
+			continue // the rest depends on it
 		}
 		k.foreignKeys()
 		k.times()
