@@ -266,6 +266,8 @@ func guestNote(g api.Guest) string {
 		return g.Drift[0]
 	case len(g.Drift) > 1:
 		return fmt.Sprintf("%s, and %d more: 'ecboot guest show %s'", g.Drift[0], len(g.Drift)-1, g.Name)
+	case g.State == api.Stopped && g.Down == api.ByHand && g.Autostart:
+		return "stopped by hand: 'ecboot guest start " + g.Name + "' starts it"
 	case g.State == api.Stopped && g.LastExit != "":
 		return "last exit: " + g.LastExit
 	}
@@ -347,6 +349,9 @@ func writeGuest(w *tabwriter.Writer, g api.Guest) {
 	row("last exit", g.LastExit)
 	row("restarts", number(g.Restarts))
 	row("autostart", autostart)
+	if g.State == api.Stopped {
+		row("down", g.Down)
+	}
 	row("profile", g.Profile)
 	row("unit", g.Unit)
 	row("process", number(g.PID))

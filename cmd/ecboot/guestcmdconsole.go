@@ -34,7 +34,7 @@ a file is typed, and the command ends with the guest. With -o json it only watch
 and prints an object per line of text.`,
 		Example: `  ecboot guest console db
   ecboot guest console db --read-only | tee boot.log
-  echo reboot | ecboot guest console db`,
+  echo poweroff | ecboot guest console db`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: completeGuests(1),
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -441,7 +441,7 @@ func TestUpKeepsGuestsApart(t *testing.T) {
 	s = u.up(t)
 	s.until(t, "runs on as process "+strconv.Itoa(one.PID))
 	s.awaitGuest(t, "imageless", func(g api.Guest) bool { return g.State == api.Failed })
-	if g := s.guest(t, "apart-two"); g.State != api.Stopped {
+	if g := s.guest(t, "apart-two"); g.State != api.Stopped || g.Down != api.ByHand {
 		t.Errorf("%+v", g)
 	}
 	s.cmd.Process.Signal(syscall.SIGTERM)

@@ -59,7 +59,7 @@ func (u *upGuests) List() []api.Guest {
 func (u *upGuests) describe(cfg *config.Config, g config.DeclaredGuest, st supervise.State) api.Guest {
 	a := api.Guest{
 		Name: g.Name, Node: g.Node, Backend: string(g.Backend), State: string(st.Phase), PID: st.PID, Keeper: st.Keeper,
-		Restarts: st.Restarts, Since: st.Since, NextStart: st.Next, LastExit: st.Reason, Drift: st.Drift, Autostart: g.Autostart,
+		Restarts: st.Restarts, Since: st.Since, NextStart: st.Next, LastExit: st.Reason, Down: st.Down, Drift: st.Drift, Autostart: g.Autostart,
 		Command: st.Command, MACs: []boot.MAC{}, Addresses: []string{}, NICs: []api.NIC{}, Disks: []api.Disk{}, TPM: g.TPM,
 	}
 	if a.Drift == nil {

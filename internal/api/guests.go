@@ -43,6 +43,9 @@ const (
 	Failed   = "failed"  // it will not be tried again
 )
 
+// ByHand is why a guest is down that somebody has stopped.
+const ByHand = "by hand"
+
 // Guest is a declared guest and how it fares.
 type Guest struct {
 	Name      string     `json:"name"`
@@ -58,7 +61,8 @@ type Guest struct {
 	MACs      []boot.MAC `json:"macs"`
 	Addresses []string   `json:"addresses"`
 	LastExit  string     `json:"last_exit,omitempty"`
-	Drift     []string   `json:"drift"` // what differs from the declaration, a sentence each
+	Down      string     `json:"down,omitempty"` // why it is not to run, such as ByHand
+	Drift     []string   `json:"drift"`          // what differs from the declaration, a sentence each
 	Autostart bool       `json:"autostart"`
 	Command   []string   `json:"command,omitempty"` // that runs it, program first
 	Unit      string     `json:"unit,omitempty"`    // of systemd

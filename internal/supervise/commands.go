@@ -56,7 +56,7 @@ func (s *Supervisor) List() []State {
 var ErrNotFound = errors.New("there is no such guest")
 
 // ErrNotRunning is the error of what needs a guest that runs.
-var ErrNotRunning = errors.New("it does not run")
+var ErrNotRunning = errors.New("it does not run: 'ecboot guest start' starts it")
 
 // happen lets somebody's wish happen to a guest.
 func (s *Supervisor) happen(name string, kind eventKind) error {
