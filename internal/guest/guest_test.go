@@ -299,6 +299,17 @@ web has 02:01:27:00:00:01 already, not 02:01:27:00:00:02: use --replace to give 
 	if after, err := store.Load(); err != nil || !maps.Equal(after, before) {
 		t.Errorf("half of it was applied: %v, %v", after, err)
 	}
+	// What the configuration says anyway is no conflict, whichever came first.
+	fixed := map[string]boot.MAC{"fixed": mac(t, "02:01:27:00:00:0f")}
+	for _, declared := range []*config.Config{c, config.Default(), c} {
+		if _, err := store.Import(declared, fixed, false); err != nil {
+			t.Error(err)
+		}
+	}
+	done, err = store.Import(c, fixed, false)
+	if want := (Imported{Unchanged: []string{"fixed"}}); err != nil || !reflect.DeepEqual(done, want) {
+		t.Errorf("%+v, %v", done, err)
+	}
 	// Two exchange theirs.
 	c = parse(t, guestText("web", "db"))
 	done, err = store.Import(c, map[string]boot.MAC{"web": two, "db": one}, true)

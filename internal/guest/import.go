@@ -179,6 +179,11 @@ func (s MACStore) Import(c *config.Config, macs map[string]boot.MAC, replace boo
 	return done, nil
 }
 
+// hasWritten reports whether the configuration gives a guest this address.
+func hasWritten(g config.DeclaredGuest, m boot.MAC) bool {
+	return slices.ContainsFunc(g.NICs, func(n config.GuestNIC) bool { return n.MAC == m })
+}
+
 // merge lays macs over persisted.
 func merge(c *config.Config, persisted, macs map[string]boot.MAC, replace bool) (done Imported, after map[string]boot.MAC, err error) {
 	var wrong []error
@@ -190,6 +195,10 @@ func merge(c *config.Config, persisted, macs map[string]boot.MAC, replace bool) 
 		guest, _, _ := strings.Cut(name, "/")
 		g, declared := c.DeclaredGuest(guest)
 		before, had := persisted[name]
+		if declared && hasWritten(*g, m) {
+			done.Unchanged = append(done.Unchanged, name)
+			continue
+		}
 		switch {
 		case had && before == m:
 			done.Unchanged = append(done.Unchanged, name)
@@ -217,6 +226,10 @@ func merge(c *config.Config, persisted, macs map[string]boot.MAC, replace bool) 
 		owner[m] = name
 	}
 	for _, m := range written(c.Guests) {
+		guest, _, _ := strings.Cut(owner[m], "/")
+		if g, declared := c.DeclaredGuest(guest); declared && hasWritten(*g, m) {
+			continue
+		}
 		if name := owner[m]; name != "" && macs[name] == m {
 			conflict("%v of %s is written for a network card in the configuration", m, name)
 		}
