@@ -7,6 +7,7 @@ import (
 
 	"github.com/every-channel/ecboot/internal/boot"
 	"github.com/every-channel/ecboot/internal/config"
+	declared "github.com/every-channel/ecboot/internal/guest"
 	"github.com/every-channel/ecboot/internal/nspawn"
 	"github.com/every-channel/ecboot/internal/zfs"
 	"github.com/every-channel/ecboot/vmm"
@@ -25,6 +26,7 @@ func guestComplaints(c *config.Config) (list []config.Complaint) {
 			list = append(list, config.Complaint{Key: config.KeyPath("guest", g.Name), What: err.Error()})
 		}
 	}
+	list = append(list, namedOtherwise(c)...)
 	_, err := zfs.NewPlan(zfsEntries(c.Guests))
 	var mistakes zfs.Mistakes
 	if errors.As(err, &mistakes) {
@@ -34,6 +36,30 @@ func guestComplaints(c *config.Config) (list []config.Complaint) {
 				key = config.KeyPath("guest", m.Guest, "zfs", m.Name, m.Key)
 			}
 			list = append(list, config.Complaint{Key: key, What: m.What, Instead: m.Instead})
+		}
+	}
+	return list
+}
+
+// namedOtherwise finds machines that have the assigned address of a guest, and a
+// name of their own. Of those that the file writes, config knows.
+func namedOtherwise(c *config.Config) (list []config.Complaint) {
+	macs, err := declared.StoreIn(stateDir(c)).Load()
+	if err != nil {
+		return nil // who needs the addresses says why there are none
+	}
+	for _, g := range c.Guests {
+		for i, name := range declared.CardNames(g) {
+			for j, m := range c.Machines {
+				if mac, assigned := macs[name]; assigned && m.MAC == mac && g.Contradicts(m) {
+					list = append(list, config.Complaint{
+						Key:     fmt.Sprintf("%s[%d]", config.KeyPath("guest", g.Name, "nic"), i),
+						What:    fmt.Sprintf("its assigned address %v is machine[%d]'s too", mac, j),
+						Other:   fmt.Sprintf("machine[%d].mac", j),
+						Instead: config.OneMachine,
+					})
+				}
+			}
 		}
 	}
 	return list

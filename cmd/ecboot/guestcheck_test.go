@@ -59,3 +59,33 @@ host_mountpoint = "/srv/a"
 		}
 	}
 }
+
+// A [[machine]] may say more of a guest, but not give it another name, also where
+// the guest's address is an assigned one.
+func TestMachineThatIsAGuest(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "ecboot.toml")
+	const assigned = "02:01:27:5b:95:9e"
+	if err := os.WriteFile(filepath.Join(dir, "macs.json"), []byte(`{"schema": 1, "algorithm": "sha256-v1", "macs": {"alpha": "`+assigned+`"}}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct{ name, machine, want string }{
+		{"another name", "name = \"web\"", path + ":9:15: guest.alpha.nic[0]: its assigned address " + assigned + " is machine[0]'s too, in line 5; " +
+			"give each one of its own; a [[machine]] that is this guest has its node_name as name"},
+		{"its own name", "name = \"Node1\"", ""},
+		{"no name", "profile = \"local\"", ""},
+	} {
+		text := "[server]\nstate_dir = \"" + dir + "\"\n[[machine]]\n" + tt.machine + "\nmac = \"" + assigned + "\"\n" +
+			"[guest.alpha]\nnode_name = \"node1\"\nbackend = \"microvm\"\n[[guest.alpha.nic]]\nsegment = \"private\"\n"
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		got := ""
+		if _, err := loadConfig(path); err != nil {
+			got = err.Error()
+		}
+		if got != tt.want {
+			t.Errorf("%s: got  %s\nwant %s", tt.name, got, tt.want)
+		}
+	}
+}

@@ -387,7 +387,10 @@ type Check func(*Config) []Complaint
 
 // Complaint is a mistake by its key, such as "guest.web.extra[0]": a Problem
 // without the place.
-type Complaint struct{ Key, What, Instead string }
+type Complaint struct {
+	Key, What, Instead string
+	Other              string // key of the other place that What speaks of, whose line is added; empty: none
+}
 
 // complain reports what checks find. What they say of a value or a table that is
 // known to be wrong may follow from that and is left out.
@@ -397,6 +400,9 @@ func (r *reader) complain(c *Config, checks []Check) {
 		for _, p := range check(c) {
 			follows := slices.ContainsFunc(known, func(bad string) bool { return strings.HasPrefix(bad+".", p.Key+".") })
 			if !follows && r.ok(p.Key) {
+				if p.Other != "" {
+					p.What += fmt.Sprintf(", in line %d", r.lineOf(p.Other))
+				}
 				r.problemAt(p.Key, p.What, p.Instead)
 			}
 		}

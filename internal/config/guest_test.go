@@ -210,6 +210,7 @@ func TestGuestsWithoutMistakes(t *testing.T) {
 		"images that are only read":   tiny + disk + "path = \"/x\"\nread_only = true\n" + bare + "[[guest.b.disk]]\nbase = \"/x\"\n[[guest.b.disk]]\npath = \"/x\"\nephemeral = true\n",
 		"one target for two guests":   tiny + "[[guest.a.share]]\nsource = \"/x\"\ntarget = \"x\"\n" + bare + "[[guest.b.share]]\nsource = \"/x\"\ntarget = \"x\"\n",
 		"a machine that is a guest":   tiny + "node_name = \"web\"\n" + card + "mac = \"525400000001\"\n[[machine]]\nmac = \"525400000001\"\nname = \"WEB\"\n",
+		"one without a name":          tiny + card + "mac = \"525400000001\"\n[[machine]]\nmac = \"525400000001\"\n",
 		"a machine that will be one":  tiny + card + "mac = \"525400000001\"\n[[machine]]\nmac = \"525400000001\"\nname = \"host-a\"\n",
 		"Secure Boot by inheritance":  "[guest]\nsecure_boot = true\nfirmware = \"uefi\"\n" + vm + card + bare,
 		"arm64":                       vm + "arch = \"arm64\"\n" + card + disk + "path = \"/x.iso\"\niso = true\n",
@@ -380,9 +381,9 @@ func TestLoadWithChecks(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err := Load(path, func(c *Config) []Complaint {
-		return []Complaint{{"guest.a.extra[0]", c.Guests[0].Extra[0] + " is ecboot's", "leave it out"}, {"guest.a.memory", "is odd", ""}, {"guest.a.zfs", "is missing", ""}}
+		return []Complaint{{Key: "guest.a.extra[0]", What: c.Guests[0].Extra[0] + " contradicts guest.a", Other: "guest.a", Instead: "leave it out"}, {Key: "guest.a.memory", What: "is odd"}, {Key: "guest.a.zfs", What: "is missing"}}
 	})
-	want := []string{path + ":1:8: guest.a.zfs: is missing", path + ":3:10: guest.a.extra[0]: -S is ecboot's; leave it out", path + ":4:10: guest.a.memory: 5 is an integer"}
+	want := []string{path + ":1:8: guest.a.zfs: is missing", path + ":3:10: guest.a.extra[0]: -S contradicts guest.a, in line 1; leave it out", path + ":4:10: guest.a.memory: 5 is an integer"}
 	var problems Problems
 	if !errors.As(err, &problems) || len(problems) != len(want) {
 		t.Fatalf("got %v", err)

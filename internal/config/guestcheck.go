@@ -33,13 +33,17 @@ func (r *reader) nameNodes(c *Config, host string) {
 	}
 }
 
-// isNode reports whether a machine of this name is the guest.
-func (g DeclaredGuest) isNode(name string) bool {
+// IsNode reports whether a machine of this name is the guest.
+func (g DeclaredGuest) IsNode(name string) bool {
 	if g.Node == "" { // and will be HOST-NAME
 		return strings.HasSuffix(strings.ToLower(name), nodeName("", strings.ToLower(g.Name)))
 	}
 	return strings.EqualFold(g.Node, name)
 }
+
+// Contradicts reports whether a machine with an address of the guest's has a name
+// of its own, so that one machine would have two.
+func (g DeclaredGuest) Contradicts(m Machine) bool { return m.Name != "" && !g.IsNode(m.Name) }
 
 // guestCheck looks at one guest.
 type guestCheck struct {

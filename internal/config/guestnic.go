@@ -146,8 +146,12 @@ func (k guestCheck) served(nic GuestNIC) bool {
 	return false
 }
 
+// OneMachine says what to do about a [[machine]] with a guest's address and a
+// name of its own.
+const OneMachine = "give each one of its own; a [[machine]] that is this guest has its node_name as name"
+
 // checkMACs wants each address once, among guests and machines. A [[machine]]
-// may say more of a guest, under its host name.
+// may say more of a guest, under its host name or none.
 func (r *reader) checkMACs(c *Config) {
 	machines := map[boot.MAC]int{}
 	for i, m := range c.Machines {
@@ -165,9 +169,9 @@ func (r *reader) checkMACs(c *Config) {
 				continue
 			}
 			cards[nic.MAC] = card
-			if j, taken := machines[nic.MAC]; taken && !g.isNode(c.Machines[j].Name) {
+			if j, taken := machines[nic.MAC]; taken && g.Contradicts(c.Machines[j]) {
 				machine := fmt.Sprintf("machine[%d]", j)
-				r.problemAt(card+".mac", fmt.Sprintf("%v is %s's too, in line %d", nic.MAC, machine, r.lineOf(machine+".mac")), "give each one of its own; a [[machine]] that is this guest has its node_name as name")
+				r.problemAt(card+".mac", fmt.Sprintf("%v is %s's too, in line %d", nic.MAC, machine, r.lineOf(machine+".mac")), OneMachine)
 			}
 		}
 	}

@@ -240,7 +240,7 @@ func merge(c *config.Config, persisted, macs map[string]boot.MAC, replace bool) 
 			continue
 		}
 		guest, _, _ := strings.Cut(name, "/")
-		if g, declared := c.DeclaredGuest(guest); !declared || !strings.EqualFold(g.Node, machine.Name) {
+		if g, declared := c.DeclaredGuest(guest); !declared || g.Contradicts(machine) {
 			conflict("%v of %s is the address of the [[machine]] %s in the configuration", machine.MAC, name, machine.Name)
 		}
 	}
