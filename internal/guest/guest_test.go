@@ -180,6 +180,11 @@ mac = "02:01:27:39:48:ea"
 	if len(known) != 3 || before[1].MAC != (boot.MAC{}) {
 		t.Errorf("known %v; the caller's slice has %v", known, before)
 	}
+	// One that is named as a guest is the guest, and takes no address from it.
+	c = parse(t, "[guest.alpha]\nbackend = \"qemu\"\nnode_name = \"a\"\n[[guest.alpha.nic]]\nsegment = \"private\"\n[[machine]]\nmac = \"02:01:27:5b:95:9e\"\nname = \"A\"\n")
+	if _, err := Assign(c, nil); err != nil || c.Guests[0].NICs[0].MAC != c.Machines[0].MAC {
+		t.Errorf("%v, %+v", err, c.Guests[0].NICs)
+	}
 	// A [[machine]] with an assigned address speaks of the guest.
 	c = parse(t, guestText("alpha")+"[[machine]]\nmac = \"02:01:27:5b:95:9e\"\n")
 	if _, err := Assign(c, known); err != nil {

@@ -88,8 +88,10 @@ func Assign(c *config.Config, persisted map[string]boot.MAC) (map[string]boot.MA
 	firsts, others := wanted(c.Guests)
 	reserved := written(c.Guests)
 	for _, m := range c.Machines {
-		// A [[machine]] may say something of a guest: then it has its address.
-		isGuest := slices.Contains(reserved, m.MAC) || slices.Contains(slices.Collect(maps.Values(persisted)), m.MAC)
+		// A [[machine]] may say something of a guest: then it has its address, or
+		// the one that the guest is about to be assigned, and its name.
+		isGuest := slices.Contains(reserved, m.MAC) || slices.Contains(slices.Collect(maps.Values(persisted)), m.MAC) ||
+			slices.ContainsFunc(c.Guests, func(g config.DeclaredGuest) bool { return g.IsNode(m.Name) })
 		if m.MAC != (boot.MAC{}) && !isGuest {
 			reserved = append(reserved, m.MAC)
 		}
