@@ -67,6 +67,8 @@ func TestGuestMistakes(t *testing.T) {
 		{"times", tiny + "restart_delay = \"1m\"\nrestart_max = \"10s\"\ndelay = \"2h\"\nstop_timeout = \"0s\"\n", []string{
 			"4:15: guest.a.restart_max: 10s is shorter than restart_delay, which is 1m", "guest.a.delay: \"2h\" is longer than 1h", "guest.a.stop_timeout: \"0s\" is shorter than 1s"}},
 		{"order", tiny + "order = 2000\n", []string{"2000 is out of range; write a place in the order of starts, -1000 to 1000"}},
+		{"memory for a chain", vm + "chain_url = \"http://10.0.2.2/\"\nmemory = \"64M\"\n" + "[[guest.a.nic]]\nuser = true\n", []string{
+			`4:10: guest.a.memory: 64M is too little for chain_url on no segment: iPXE unpacks itself over the script that it is started with; write "128M" or more`}},
 		{"limits", tiny + "[guest.a.limits]\ncpu = \"1.5\"\nmemory = \"1G\"\ntasks = 1\nio_weight = 0\n", []string{
 			`4:7: guest.a.limits.cpu: "1.5" is not a number of percent`, "5:10: guest.a.limits.memory: 1G is not more than the guest's own 1G, and QEMU needs some besides; write 1280M or more", "6:9: guest.a.limits.tasks", "7:13: guest.a.limits.io_weight"}},
 		{"share of a processor", tiny + "limits = {cpu = \"0%\"}\n", []string{"is not between 1% and 102400%"}},
@@ -204,6 +206,8 @@ func TestGuestsWithoutMistakes(t *testing.T) {
 		"macvtap beside a tagged one": "[segment.x]\nuplink = \"eth0\"\nvlan = 7\n" + vm + "[[guest.a.nic]]\nmacvtap = \"eth0\"\n",
 		"direct without a network":    vm + "boot = \"direct\"\n",
 		"chain through a user's own":  vm + "chain_url = \"http://boot.example/${net0/mac}\"\n[[guest.a.nic]]\nuser = true\n",
+		"chain in little memory":      vm + "chain_url = \"http://10.0.2.2/\"\nmemory = \"65M\"\n[[guest.a.nic]]\nuser = true\n",
+		"chain by a segment":          vm + "chain_url = \"http://10.77.0.9/\"\nmemory = \"64M\"\n" + card,
 		"chain with a name server":    "[segment.private]\ndns = [\"10.77.0.1\"]\n" + vm + "chain_url = \"http://boot.example/\"\n" + card,
 		"chain with another option":   "[segment.private]\noptions = {6 = \"10.77.0.1\"}\n" + vm + "chain_url = \"http://boot.example/\"\n" + card,
 		"chain to an address":         vm + "chain_url = \"http://[fd00::1]:8080/\"\n" + card,

@@ -193,6 +193,11 @@ func (k guestCheck) firmware() {
 	}
 }
 
+// ipxeMemory is where iPXE ends when it unpacks itself, or at the memory's end if
+// that is lower: INT 15h, AH=88h, which it asks, knows no more. QEMU puts an initrd,
+// which is the script, at the memory's end.
+const ipxeMemory Size = 64 << 20
+
 // boot checks that there is something to boot.
 func (k guestCheck) boot() {
 	g := k.g
@@ -205,6 +210,9 @@ func (k guestCheck) boot() {
 		}
 		if g.Firmware != "bios" && len(g.NICs) > 0 && k.every(func(n GuestNIC) bool { return n.Segment == "" }) {
 			k.wrong("chain_url", "is handed to UEFI by the servers of a segment, and the guest is on none", `write a network card on a segment, or firmware = "bios"`)
+		}
+		if g.Memory <= ipxeMemory && k.every(func(n GuestNIC) bool { return n.Segment == "" }) {
+			k.wrong("memory", g.Memory.String()+" is too little for chain_url on no segment: iPXE unpacks itself over the script that it is started with", fmt.Sprintf("write %q or more", 2*ipxeMemory))
 		}
 		if s := k.mute(); s != "" {
 			k.wrong("chain_url", fmt.Sprintf("is handed out by the servers of a segment, and the mode of segment.%s is \"off\"", s), "write another mode there, or a network card elsewhere")
