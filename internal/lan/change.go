@@ -165,6 +165,13 @@ func (c change) makeUpper() error {
 		return fmt.Errorf("%s: %w", c.On, err)
 	}
 	err = netlink.LinkAdd(c.upper(parent.Attrs().Index))
+	for try := 0; try < indexTries && c.Index != 0 && errors.Is(err, unix.EEXIST); try++ {
+		if _, taken := netlink.LinkByName(c.Link); taken == nil {
+			break
+		}
+		c.Index = freeIndex() // somebody else's link was faster to take it
+		err = netlink.LinkAdd(c.upper(parent.Attrs().Index))
+	}
 	what := fmt.Sprintf("make %s on %s", c.Link, c.On)
 	switch {
 	case errors.Is(err, unix.EBUSY):
@@ -176,6 +183,9 @@ func (c change) makeUpper() error {
 	}
 	return nil
 }
+
+// indexTries is how often a link looks for an index that is free while others do.
+const indexTries = 16
 
 func kernelModule(o op) string {
 	if o == opVLAN {

@@ -3,6 +3,7 @@ package lan
 import (
 	"bytes"
 	"context"
+	"errors"
 	"net"
 	"net/netip"
 	"os"
@@ -321,6 +322,26 @@ func TestMacvtapOfAnotherNamespaceIsNotThisOne(t *testing.T) {
 	})
 	router.Run(t, "ip", "link", "set", "theirs", "down")
 	if err := Remove("mine"); err != nil {
+		t.Error(err)
+	}
+}
+
+// Guests that start at once look for a free index at once.
+func TestMacvtapTakesAnotherIndex(t *testing.T) {
+	office(t)
+	const name = "vm-525400123456"
+	taken, err := netlink.LinkByName("nic0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := change{Op: opMacvtap, Link: name, On: "nic0", MAC: net.HardwareAddr(guestMAC[:]).String(), Index: taken.Attrs().Index}
+	if err := c.makeUpper(); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.makeUpper(); !errors.Is(err, syscall.EEXIST) {
+		t.Errorf("with a name that is taken: %v", err)
+	}
+	if err := Remove(name); err != nil {
 		t.Error(err)
 	}
 }
