@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/every-channel/ecboot/internal/nspawn"
 )
 
@@ -94,6 +96,9 @@ func connect(dir string, plan Plan) (*Client, error) {
 		return nil, err
 	}
 	process, err := openProcess(keeper)
+	if errors.Is(err, unix.ESRCH) {
+		return nil, errStarting // what it was about to start has its lock for a moment
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -22,6 +23,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/every-channel/ecboot/internal/durable"
 	"github.com/every-channel/ecboot/internal/nspawn"
 	"github.com/every-channel/ecboot/internal/timeline"
 	"github.com/every-channel/ecboot/vmm"
@@ -930,6 +932,50 @@ func TestFindGarbage(t *testing.T) {
 	}
 	if list, err := Find(filepath.Join(base, "missing")); len(list) > 0 || err != nil {
 		t.Errorf("%v, %v", list, err)
+	}
+}
+
+// What a keeper that was killed was about to start has its lock until it executes
+// its program: the keeper is dead all the same.
+func TestFindLockOfTheDead(t *testing.T) {
+	c := spawnFake(t, "")
+	base := t.TempDir()
+	dir := filepath.Join(base, "box")
+	lock, err := claim(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dead := exec.Command("true")
+	if err := dead.Run(); err != nil {
+		t.Fatal(err)
+	}
+	plan := filepath.Join(dir, planName)
+	if err := errors.Join(noteProcesses(lock, dead.Process.Pid, 0), durable.WriteJSON(plan, c.Plan(), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	looks, err := unix.InotifyInit1(unix.IN_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(looks)
+	if _, err := unix.InotifyAddWatch(looks, plan, unix.IN_CLOSE_NOWRITE); err != nil {
+		t.Fatal(err)
+	}
+	found := make(chan []Found, 1)
+	go func() {
+		list, err := Find(base)
+		if err != nil {
+			t.Error(err)
+		}
+		found <- list
+	}()
+	// Who reads the plan has found it locked.
+	if _, err := unix.Read(looks, make([]byte, unix.SizeofInotifyEvent)); err != nil {
+		t.Fatal(err)
+	}
+	lock.Close()
+	if list := <-found; len(list) != 1 || list[0].Err != nil || list[0].Exit.Reason != "killed" {
+		t.Errorf("found %+v", list)
 	}
 }
 
