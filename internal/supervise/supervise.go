@@ -149,11 +149,8 @@ func (s *Supervisor) Run(ctx context.Context) error {
 	if err := s.adopt(ctx); err != nil {
 		return err
 	}
-	s.mu.Lock()
-	first := s.due()
-	s.mu.Unlock()
-	s.startAll(ctx, first)
-	close(s.ready)
+	for s.startDue(ctx) {
+	}
 	tick := time.NewTicker(checkPause)
 	defer tick.Stop()
 	for {
@@ -164,6 +161,21 @@ func (s *Supervisor) Run(ctx context.Context) error {
 			s.Check()
 		}
 	}
+}
+
+// startDue starts those that are due, and reports whether there were any. Once
+// there are none, Update starts what is declared from then on.
+func (s *Supervisor) startDue(ctx context.Context) bool {
+	s.mu.Lock()
+	list := s.due()
+	if len(list) == 0 || ctx.Err() != nil {
+		close(s.ready)
+		s.mu.Unlock()
+		return false
+	}
+	s.mu.Unlock()
+	s.startAll(ctx, list)
+	return true
 }
 
 // adopt takes over keepers that another supervisor has started, and the ends of

@@ -55,6 +55,39 @@ func TestLeaveGivesUpStarts(t *testing.T) {
 	}
 }
 
+// What is declared while the first guests start is started after them.
+func TestStartsWhatIsDeclaredMeanwhile(t *testing.T) {
+	s, err := New(Config{host: noKeepers{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	begun, release := make(chan struct{}), make(chan struct{})
+	first := Guest{Name: "first", Autostart: true, Restart: RestartNever, Prepare: func(context.Context) (*Prepared, error) {
+		close(begun)
+		<-release
+		return nil, errors.New("no image")
+	}}
+	second := Guest{Name: "second", Autostart: true, Prepare: func(context.Context) (*Prepared, error) {
+		return nil, errors.New("nor here")
+	}}
+	s.Update([]Guest{first})
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- s.Run(ctx) }()
+	<-begun
+	s.Update([]Guest{first, second})
+	close(release)
+	<-s.Ready()
+	if st := s.List()[1]; st.Phase != Failed {
+		t.Errorf("%+v", st)
+	}
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	s.Leave()
+}
+
 // tornHost has the directory of a guest whose keeper never learned its plan.
 type tornHost struct{ noKeepers }
 
