@@ -58,8 +58,23 @@ var ErrNotFound = errors.New("there is no such guest")
 // ErrNotRunning is the error of what needs a guest that runs.
 var ErrNotRunning = errors.New("it does not run: 'ecboot guest start' starts it")
 
+// awaitAdoption waits until it is known who runs.
+func (s *Supervisor) awaitAdoption(ctx context.Context) error {
+	select {
+	case <-s.adopted:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-s.ctx.Done():
+		return errLeft
+	}
+}
+
 // happen lets somebody's wish happen to a guest.
-func (s *Supervisor) happen(name string, kind eventKind) error {
+func (s *Supervisor) happen(ctx context.Context, name string, kind eventKind) error {
+	if err := s.awaitAdoption(ctx); err != nil {
+		return err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	g := s.guests[name]
@@ -84,7 +99,7 @@ func (s *Supervisor) Start(ctx context.Context, name string) error {
 	if err := s.awaitOwnEnd(ctx, name); err != nil {
 		return err
 	}
-	if err := s.happen(name, startAsked); err != nil {
+	if err := s.happen(ctx, name, startAsked); err != nil {
 		return err
 	}
 	return s.awaitStart(ctx, name)
@@ -92,7 +107,7 @@ func (s *Supervisor) Start(ctx context.Context, name string) error {
 
 // awaitOwnEnd waits while a guest ends of which nobody has heard here yet.
 func (s *Supervisor) awaitOwnEnd(ctx context.Context, name string) error {
-	r, err := s.running(name)
+	r, err := s.running(ctx, name)
 	if err != nil {
 		return nil // there is nothing to wait for
 	}
@@ -143,7 +158,7 @@ func (s *Supervisor) Stop(ctx context.Context, name string, firm bool) (how stri
 	if firm {
 		kind = killAsked
 	}
-	if err := s.happen(name, kind); err != nil {
+	if err := s.happen(ctx, name, kind); err != nil {
 		return "", err
 	}
 	err = s.await(ctx, func() bool {
@@ -165,7 +180,7 @@ func (s *Supervisor) Restart(ctx context.Context, name string) (how string, err 
 		g.how = ""
 	}
 	s.mu.Unlock()
-	if err := s.happen(name, restartAsked); err != nil {
+	if err := s.happen(ctx, name, restartAsked); err != nil {
 		return "", err
 	}
 	if err := s.awaitStart(ctx, name); err != nil {
@@ -180,7 +195,10 @@ func (s *Supervisor) Restart(ctx context.Context, name string) (how string, err 
 }
 
 // running finds the keeper of a guest that runs.
-func (s *Supervisor) running(name string) (*run, error) {
+func (s *Supervisor) running(ctx context.Context, name string) (*run, error) {
+	if err := s.awaitAdoption(ctx); err != nil {
+		return nil, err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	g := s.guests[name]
@@ -195,7 +213,7 @@ func (s *Supervisor) running(name string) (*run, error) {
 
 // Reset presses a guest's reset button.
 func (s *Supervisor) Reset(ctx context.Context, name string) error {
-	r, err := s.running(name)
+	r, err := s.running(ctx, name)
 	if err != nil {
 		return err
 	}
@@ -205,7 +223,7 @@ func (s *Supervisor) Reset(ctx context.Context, name string) error {
 // Console attaches to a guest's console: its history, then what comes. With
 // write, which one may have at a time, what is written is typed.
 func (s *Supervisor) Console(ctx context.Context, name string, write bool) (io.ReadWriteCloser, error) {
-	r, err := s.running(name)
+	r, err := s.running(ctx, name)
 	if err != nil {
 		return nil, err
 	}
@@ -214,7 +232,7 @@ func (s *Supervisor) Console(ctx context.Context, name string, write bool) (io.R
 
 // Screenshot returns a guest's screen as PNG.
 func (s *Supervisor) Screenshot(ctx context.Context, name string) ([]byte, error) {
-	r, err := s.running(name)
+	r, err := s.running(ctx, name)
 	if err != nil {
 		return nil, err
 	}
@@ -223,7 +241,7 @@ func (s *Supervisor) Screenshot(ctx context.Context, name string) ([]byte, error
 
 // Log returns the last lines of a guest's console, of one that has ended, too.
 func (s *Supervisor) Log(ctx context.Context, name string, lines int) ([]byte, error) {
-	r, err := s.running(name)
+	r, err := s.running(ctx, name)
 	if !errors.Is(err, ErrNotRunning) {
 		if err != nil {
 			return nil, err

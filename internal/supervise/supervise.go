@@ -83,6 +83,9 @@ type Supervisor struct {
 	work  sync.WaitGroup
 	slots chan struct{} // bounds how many starts go on at once
 	ready chan struct{}
+	// adopted is closed when it is known who runs: what is asked of a guest
+	// before would be asked of one that is taken for down.
+	adopted chan struct{}
 
 	mu      sync.Mutex
 	guests  map[string]*guest
@@ -124,7 +127,7 @@ func New(cfg Config) (*Supervisor, error) {
 		cfg.host = keepers{}
 	}
 	s := &Supervisor{
-		cfg: cfg, ready: make(chan struct{}), guests: map[string]*guest{}, changed: make(chan struct{}),
+		cfg: cfg, ready: make(chan struct{}), adopted: make(chan struct{}), guests: map[string]*guest{}, changed: make(chan struct{}),
 		slots: make(chan struct{}, max(2, runtime.NumCPU())),
 	}
 	s.ctx, s.end = context.WithCancel(context.Background())
@@ -182,6 +185,7 @@ func (s *Supervisor) startDue(ctx context.Context) bool {
 // guests that it did not see. What cannot be understood is told and left alone:
 // it keeps its own guest down only.
 func (s *Supervisor) adopt(ctx context.Context) error {
+	defer close(s.adopted)
 	list, err := s.cfg.find(s.cfg.Dir)
 	if err != nil {
 		return fmt.Errorf("look for guests that run: %w", err)

@@ -191,6 +191,9 @@ func TestKillsWhatIsGivenUp(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if err := s.adopt(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	begun, release := make(chan struct{}), make(chan struct{})
 	s.Update([]Guest{{Name: "slow", Prepare: func(ctx context.Context) (*Prepared, error) {
 		close(begun)
@@ -295,5 +298,75 @@ func TestDrift(t *testing.T) {
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("%q", got)
+	}
+}
+
+// lasting is a guest that runs until it is stopped.
+type lasting struct {
+	instance
+	stopped chan struct{}
+}
+
+func (*lasting) Status(context.Context) (keeper.Status, error) {
+	return keeper.Status{Keeper: 1, PID: 2}, nil
+}
+
+func (*lasting) Events(ctx context.Context, _ func(timeline.Event)) error {
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+func (l *lasting) Stop(context.Context) (string, error) {
+	close(l.stopped)
+	return "power button", nil
+}
+
+func (l *lasting) Done() <-chan struct{} { return l.stopped }
+func (*lasting) Exit() keeper.Exit       { return keeper.Exit{Reason: "poweroff", How: "power button"} }
+func (*lasting) Forget() error           { return nil }
+
+// lastingHost has one of these, which an earlier supervisor has started.
+type lastingHost struct{ noKeepers }
+
+func (lastingHost) find(string) ([]found, error) {
+	return []found{{name: "runs", in: &lasting{stopped: make(chan struct{})}, plan: keeper.Plan{Name: "runs"}}}, nil
+}
+
+func newLastingHost(t *testing.T, state string) *Supervisor {
+	t.Helper()
+	s, err := New(Config{host: lastingHost{}, State: state})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Update([]Guest{{Name: "runs", Autostart: true, Prepare: func(context.Context) (*Prepared, error) {
+		t.Error("what runs is made ready to start")
+		return nil, errors.New("it runs")
+	}}})
+	t.Cleanup(s.Leave)
+	return s
+}
+
+// Who asks before it is known what runs is not taken at his word: a guest that
+// runs would be started, or not be stopped.
+func TestWaitsForAdoption(t *testing.T) {
+	s := newLastingHost(t, "")
+	impatient, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, stop := s.Stop(impatient, "runs", false)
+	_, restart := s.Restart(impatient, "runs")
+	_, log := s.Log(impatient, "runs", 1)
+	for what, err := range map[string]error{"start": s.Start(impatient, "runs"), "stop": stop, "restart": restart, "log": log} {
+		if !errors.Is(err, context.Canceled) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if err := s.adopt(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Start(t.Context(), "runs"); err != nil {
+		t.Error(err)
+	}
+	if st := s.List()[0]; st.Phase != Running || st.Down != "" {
+		t.Errorf("%+v", st)
 	}
 }
