@@ -253,6 +253,9 @@ func (l life) ended(exit keeper.Exit, p Policy, now time.Time) (life, action) {
 	case exit.Told:
 		l.Down = downByHand
 		return l.enter(Stopped, now), doNothing
+	case exit.How != "":
+		// A supervisor that is gone asked it to end, and not for good.
+		return l.enter(Starting, now), doStart
 	case exit.Reboot:
 		l.Restarts++
 		if l.Failures++; l.Failures <= quickReboots {

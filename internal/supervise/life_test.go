@@ -66,6 +66,10 @@ func TestNext(t *testing.T) {
 
 		{"stopped by the service manager", in(Running), event{kind: ended, exit: keeper.Exit{Reason: "poweroff", How: "power button", Told: true}}, always,
 			in(Stopped, begun, down(downByHand), reason("poweroff")), doNothing},
+		{"stopped by a supervisor that is gone", in(Running, failures(2)), event{kind: ended, exit: keeper.Exit{Reason: "poweroff", How: "power button"}}, policy,
+			in(Starting, begun, failures(2), reason("poweroff")), doStart},
+		{"it was to stay down", in(Running, down(downByHand)), event{kind: ended, exit: keeper.Exit{Reason: "poweroff", How: "power button"}}, always,
+			in(Stopped, begun, down(downByHand), reason("poweroff")), doNothing},
 		{"crash", in(Running), event{kind: ended, exit: crash}, policy, in(Waiting, begun, failures(1), reason(oops), next(5*time.Second)), doNothing},
 		{"crash after crash", in(Running, failures(3)), event{kind: ended, exit: crash}, policy,
 			in(Waiting, begun, failures(4), reason(oops), next(40*time.Second)), doNothing},

@@ -243,7 +243,8 @@ func (s *Supervisor) adoptOne(ctx context.Context, f found) {
 		s.apply(g, event{kind: ended, exit: f.exit})
 		return
 	}
-	if g.declared && g.life.Down != "" {
+	unstopped := g.declared && g.life.Down == downByHand // whoever was to stop it died
+	if g.declared && g.life.Down != "" && !unstopped {
 		g.life.Down = ""
 		s.desired.set(g.Name, g.Autostart, "")
 	}
@@ -254,6 +255,9 @@ func (s *Supervisor) adoptOne(ctx context.Context, f found) {
 		s.say(g, fmt.Sprintf("runs on as process %d, since %s", r.process, r.since.Format(time.DateTime)))
 	case r.pid != 0:
 		s.say(g, "is still being started, since "+r.since.Format(time.DateTime))
+	}
+	if unstopped {
+		s.apply(g, event{kind: stopAsked})
 	}
 	s.follow(g, r)
 }

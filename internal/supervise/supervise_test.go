@@ -3,6 +3,7 @@ package supervise
 import (
 	"context"
 	"errors"
+	"path/filepath"
 	"slices"
 	"testing"
 
@@ -367,6 +368,25 @@ func TestWaitsForAdoption(t *testing.T) {
 		t.Error(err)
 	}
 	if st := s.List()[0]; st.Phase != Running || st.Down != "" {
+		t.Errorf("%+v", st)
+	}
+}
+
+// A supervisor that died while it stopped a guest leaves that to the next.
+func TestFinishesAStop(t *testing.T) {
+	state := filepath.Join(t.TempDir(), "guests.json")
+	d := desired{state, desiredDoc{desiredSchema, "", map[string]string{"runs": downByHand}}}
+	if err := d.save(); err != nil {
+		t.Fatal(err)
+	}
+	s := newLastingHost(t, state)
+	if err := s.adopt(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.await(t.Context(), func() bool { return s.guests["runs"].life.Phase != Stopping }); err != nil {
+		t.Fatal(err)
+	}
+	if st := s.List()[0]; st.Phase != Stopped || st.Down != downByHand {
 		t.Errorf("%+v", st)
 	}
 }
