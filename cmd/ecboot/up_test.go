@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/every-channel/ecboot/internal/api"
 	"github.com/every-channel/ecboot/internal/nettest"
 	"github.com/every-channel/ecboot/internal/scope"
@@ -249,6 +251,51 @@ segment = "lab"
 		t.Errorf("exit code %d", code)
 	}
 	u.wantNothing(t)
+}
+
+// What a supervisor that was killed was about to start has its lock for a moment;
+// the next one waits for that, and for nobody who lives.
+func TestUpLockOfTheDead(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, ".lock")
+	held, err := upLock(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := upLock(dir); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("runs already, as process %d:", os.Getpid())) {
+		t.Errorf("of one that lives: %v", err)
+	}
+	dead := exec.Command("true")
+	if err := dead.Run(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, fmt.Appendln(nil, dead.Process.Pid), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	looks, err := unix.InotifyInit1(unix.IN_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(looks)
+	if _, err := unix.InotifyAddWatch(looks, path, unix.IN_CLOSE_NOWRITE); err != nil {
+		t.Fatal(err)
+	}
+	took := make(chan error, 1)
+	go func() {
+		f, err := upLock(dir)
+		if err == nil {
+			err = f.Close()
+		}
+		took <- err
+	}()
+	// Who finds it taken reads whose it is.
+	if _, err := unix.Read(looks, make([]byte, unix.SizeofInotifyEvent)); err != nil {
+		t.Fatal(err)
+	}
+	held.Close()
+	if err := <-took; err != nil {
+		t.Error(err)
+	}
 }
 
 // A supervisor that is killed while a guest starts leaves it its network.
