@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -61,6 +62,9 @@ func launchFake(ctx context.Context, p Plan, taps []*os.File, events *timeline.R
 		return nil, errors.Join(ctx.Err(), os.WriteFile(p.LogFile+".tidied", nil, 0o600))
 	case "late":
 		<-ctx.Done() // and starts all the same
+	case "dies":
+		syscall.Kill(os.Getpid(), syscall.SIGKILL)
+		select {}
 	case "crashes":
 		panic("a bug")
 	}

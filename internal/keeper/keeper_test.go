@@ -255,6 +255,7 @@ func TestSpawnErrors(t *testing.T) {
 		{"join", func(*Plan) {}, busy, busy.Error()},
 		{"start", func(p *Plan) { p.Node = "fails" }, nil, "no disk at /nowhere: make it first"},
 		{"crash", func(p *Plan) { p.Node = "crashes" }, nil, "the keeper ended before the guest ran: panic: a bug"},
+		{"kill", func(p *Plan) { p.Node = "dies" }, nil, "the keeper ended before the guest ran: somebody killed it"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			base := t.TempDir()

@@ -2,6 +2,7 @@ package keeper
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -186,7 +187,7 @@ func (k *child) command(ctx context.Context, plan *Plan, opts SpawnOptions) (int
 		return 0, err
 	case json.Unmarshal(answer, &r) != nil:
 		said, _ := readFile(k.log)
-		return 0, fmt.Errorf("the keeper ended before the guest ran: %.2000s", bytes.TrimSpace(said))
+		return 0, fmt.Errorf("the keeper ended before the guest ran: %.2000s", cmp.Or(string(bytes.TrimSpace(said)), "somebody killed it"))
 	case r.Error != "":
 		return 0, errors.New(r.Error)
 	}
