@@ -135,6 +135,6 @@ func TestUpDryRun(t *testing.T) {
 	run("").want(t, 0, "no guests: tables such as [guest.db] declare them")
 	run("[guest.db]\nbackend = \"microvm\"\n").want(t, 0, "# db\nqemu-system-x86_64 ")
 	// What is missing is told by its key, and the command nevertheless.
-	run("[guest.db]\nbackend = \"qemu\"\nboot = \"disk\"\n[[guest.db.disk]]\nbase = \"/no/base\"\n[[guest.db.disk]]\npath = \"/no/cd\"\niso = true\n[[guest.db.share]]\nsource = \"/no/dir\"\ntarget = \"dir\"\n").want(t, exitEnvironment,
-		"# db\nqemu-system-x86_64 ", "guest.db.disk[0].base: stat /no/base: no such file", "\nguest.db.disk[1].path: stat /no/cd: no such", "\nguest.db.share[0].source: stat /no/dir: no such")
+	run("[guest.db]\nbackend = \"qemu\"\nboot = \"disk\"\n[[guest.db.disk]]\nbase = \"/no/base\"\n[[guest.db.disk]]\npath = \"/no/cd\"\niso = true\n[[guest.db.share]]\nsource = \"/no/dir\"\ntarget = \"dir\"\n[[guest.db.nic]]\nmacvtap = \"nowhere\"\n").want(t, exitEnvironment,
+		"# db\nqemu-system-x86_64 ", "guest.db.disk[0].base: stat /no/base: no such file", "\nguest.db.disk[1].path: stat /no/cd: no such", "\nguest.db.share[0].source: stat /no/dir: no such", "guest.db.nic[0].macvtap: there is no link nowhere: 'ip link'")
 }

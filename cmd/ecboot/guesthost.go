@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"os/user"
@@ -303,16 +304,28 @@ func (h *guestHost) prepare(ctx context.Context, g config.DeclaredGuest) (_ *sup
 	return p, nil
 }
 
-// missingFiles says, without starting it, what a guest needs that is not there
-// and that nobody makes, of the paths that can be known.
-func missingFiles(g config.DeclaredGuest, stateDir string, known func(path string) bool) error {
+// missing says, without starting it, what a guest needs that is not there and that
+// nobody makes: links of the host's and, where paths can be known, files.
+func missing(g config.DeclaredGuest, stateDir string, known func(path string) bool) error {
 	var errs []error
+	lacks := func(err error, key string, index ...any) {
+		errs = append(errs, fmt.Errorf("%s.%s: %w", config.KeyPath("guest", g.Name), fmt.Sprintf(key, index...), err))
+	}
 	need := func(path, key string, index ...any) {
 		if path == "" || !known(path) {
 			return
 		}
 		if _, err := os.Stat(path); err != nil {
-			errs = append(errs, fmt.Errorf("%s.%s: %w", config.KeyPath("guest", g.Name), fmt.Sprintf(key, index...), err))
+			lacks(err, key, index...)
+		}
+	}
+	for i, n := range g.NICs {
+		key, parent := "nic[%d].macvtap", n.Macvtap
+		if !g.VM() {
+			key, parent = "nic[%d].macvlan", n.Macvlan
+		}
+		if _, err := net.InterfaceByName(parent); parent != "" && err != nil {
+			lacks(fmt.Errorf("there is no link %s: 'ip link' lists those of this host", parent), key, i)
 		}
 	}
 	need(g.Root, "root")

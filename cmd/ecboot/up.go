@@ -346,7 +346,7 @@ func upDryRun(ctx context.Context, config string, stdout, stderr io.Writer) erro
 		})
 	}
 	for _, g := range cfg.Guests {
-		errs = append(errs, missingFiles(g, stateDir(cfg), known))
+		errs = append(errs, missing(g, stateDir(cfg), known))
 		argv, err := commands(g)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("guest %s: %w", g.Name, err))

@@ -331,7 +331,7 @@ func (p *planned) planVLAN(cfg Config, h host, nic string) (string, linkState) {
 func (p *planned) chooseAddress(link string, have []netip.Prefix) (add bool) {
 	if !p.address.IsValid() {
 		if len(have) == 0 {
-			p.cannot("bridge %s has no IPv4 address: give it one, or name the servers' with --address", link)
+			p.cannot("bridge %s has no IPv4 address: give it one, or name the servers' in the segment's address or with --address", link)
 			return false
 		}
 		p.address = have[0]
