@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 
 	"github.com/spf13/cobra"
@@ -31,6 +32,7 @@ func newDoctorCommand(configPath *string) *cobra.Command {
 			env := doctor.System()
 			env.StateDir, env.CacheDir = stateDir(cfg), userDirs().Cache
 			env.Address, env.HTTPPort = cfg.Segments[0].Address.Addr(), cfg.Server.HTTPPort
+			env.Up = upPID(filepath.Join(userDirs().Run, upName))
 			env.Segments = segmentChecks(cfg)
 			env.Guests, env.OperatorGroup = guestParts(cfg), cfg.Server.OperatorGroup
 			env.KVM = func(ctx context.Context) (bool, string) {

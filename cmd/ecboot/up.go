@@ -102,19 +102,28 @@ func onHost(s config.Segment) config.Segment {
 	return s
 }
 
+const upLockName = ".lock"
+
+// upPID is the process id of the 'ecboot up' that runs, or ran last; 0 if none
+// did.
+func upPID(dir string) int {
+	text, _ := os.ReadFile(filepath.Join(dir, upLockName))
+	pid, _ := strconv.Atoi(strings.TrimSpace(string(text)))
+	return pid
+}
+
 // lockPatience is for the lock of an 'ecboot up' that was killed: a process that
 // it was about to start has it, too, until that executes its program.
 const lockPatience = 5 * time.Second
 
 // upLock makes sure that there is one 'ecboot up' on a host.
 func upLock(dir string) (*os.File, error) {
-	path := filepath.Join(dir, ".lock")
-	take := func() (*os.File, error) { return lockFile(path, unix.LOCK_EX|unix.LOCK_NB) }
+	take := func() (*os.File, error) {
+		return lockFile(filepath.Join(dir, upLockName), unix.LOCK_EX|unix.LOCK_NB)
+	}
 	f, err := take()
 	for end := time.Now().Add(lockPatience); errors.Is(err, unix.EWOULDBLOCK); f, err = take() {
-		text, _ := os.ReadFile(path)
-		pid, _ := strconv.Atoi(strings.TrimSpace(string(text)))
-		if pid > 0 && !errors.Is(unix.Kill(pid, 0), unix.ESRCH) || time.Now().After(end) {
+		if pid := upPID(dir); pid > 0 && !errors.Is(unix.Kill(pid, 0), unix.ESRCH) || time.Now().After(end) {
 			return nil, withCode(exitEnvironment, fmt.Errorf("'ecboot up' runs already, as process %d: 'ecboot guest list' shows its guests, and 'kill -HUP %[1]d' makes it read the configuration again", pid))
 		}
 		time.Sleep(10 * time.Millisecond)

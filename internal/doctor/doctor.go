@@ -60,6 +60,7 @@ type Env struct {
 	CacheDir string
 	Address  netip.Addr // the servers'; zero: any holder of a port is in the way
 	HTTPPort uint16     // 0 means 80
+	Up       int        // process id of the 'ecboot up' that runs, which may hold them; 0: none does
 
 	// Guests are the declared guests that need a part, by the constants Part…;
 	// OperatorGroup may drive them, empty: not looked for.

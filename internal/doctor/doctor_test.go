@@ -189,6 +189,16 @@ func TestChecks(t *testing.T) {
 			m.file("/proc/net/udp", socketHeader+udp67any+udp67other)
 			m.process(77, "dnsmasq", "", 1234)
 		}, "port-dhcp", Warn, "held by a process of user 105 and dnsmasq (process 77)", "run doctor as root to see the program, stop process 77"},
+		{"'ecboot up' on 67", func(m *machine) {
+			m.file("/proc/net/udp", socketHeader+udp67any)
+			m.process(77, "ecboot", "0::/system.slice/ecboot.service\n", 1234)
+			m.Up = 77
+		}, "port-dhcp", OK, "67/udp is held by the 'ecboot up' that runs", ""},
+		{"'ecboot up' and dnsmasq on 67", func(m *machine) {
+			m.file("/proc/net/udp", socketHeader+udp67any+udp67other)
+			m.process(77, "ecboot", "", 1234)
+			m.Up = 77
+		}, "port-dhcp", Warn, "held by a process of user 105", "run doctor as root to see the program; or"},
 		{"67 on another address", func(m *machine) {
 			m.file("/proc/net/udp", socketHeader+udp67other)
 			m.Address = netip.MustParseAddr("10.77.0.1")

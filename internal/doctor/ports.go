@@ -57,7 +57,10 @@ func (env Env) port(id, title, network string, port uint16) Check {
 	if len(held) == 0 {
 		return c.is(OK, where+" is free", "")
 	}
-	holders := env.holders(held)
+	holders := slices.DeleteFunc(env.holders(held), func(h holder) bool { return h.pid != 0 && h.pid == env.Up })
+	if len(holders) == 0 {
+		return c.is(OK, where+" is held by the 'ecboot up' that runs", "")
+	}
 	return c.is(Warn, fmt.Sprintf("%s is held by %s; only a private segment has ports of its own", where, strings.Join(names(holders), " and ")), mendPort(holders))
 }
 
