@@ -74,11 +74,7 @@ func (h Host) Join(ctx context.Context, g Guest, pid int) (Scope, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	s, err := join(ctx, g, pid)
-	if err != nil {
-		return Scope{}, fmt.Errorf("guest %s: %w", g.Name, err)
-	}
-	return s, nil
+	return join(ctx, g, pid)
 }
 
 // Remove ends what is left of a guest that has ended, and its scope. It is no
@@ -93,10 +89,7 @@ func (h Host) Remove(ctx context.Context, guest string) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	if err := remove(ctx, guest); err != nil {
-		return fmt.Errorf("guest %s: %w", guest, err)
-	}
-	return nil
+	return remove(ctx, guest)
 }
 
 // Sweep removes the scopes that are empty because their guest has ended while
@@ -137,7 +130,7 @@ func (g Guest) check() error {
 	case g.Name == "" || len(UnitName(g.Name)) > maxUnitName:
 		return fmt.Errorf("guest %q: a name has 1 to %d bytes", g.Name, maxUnitName-len(UnitName("")))
 	case min(int64(l.CPUPercent), l.Memory, int64(l.Tasks), int64(l.IOWeight)) < 0 || l.IOWeight > 10000:
-		return fmt.Errorf("guest %s: limits %+v: use positive numbers, 0 for none, and an IO weight of at most 10000", g.Name, l)
+		return fmt.Errorf("limits %+v: use positive numbers, 0 for none, and an IO weight of at most 10000", l)
 	}
 	return nil
 }
