@@ -70,7 +70,7 @@ func (b *booter) boot(ctx context.Context) (report, error) {
 	if len(guests) > 1 {
 		label = func(machine string) string { return machine }
 	}
-	b.live = newLive(b.stderr, time.Now(), b.stack.timeline, label, nil)
+	b.live = newLive(b.stderr, time.Now(), b.stack.timeline, label, 0, nil)
 	defer b.live.stop()
 	results := make([]guestReport, len(guests))
 	errs := make([]error, len(guests))

@@ -46,14 +46,15 @@ func start(t *testing.T, args ...string) *started {
 	return s
 }
 
-// until reads standard error up to a line with this text.
+// until reads standard error up to a line with this text, whatever the width of
+// its columns.
 func (s *started) until(t *testing.T, text string) {
 	t.Helper()
 	var seen strings.Builder
 	for {
 		line, err := s.stderr.ReadString('\n')
 		seen.WriteString(line)
-		if strings.Contains(line, text) {
+		if strings.Contains(strings.Join(strings.Fields(line), " "), text) {
 			return
 		}
 		if err != nil {

@@ -17,6 +17,7 @@ type live struct {
 	tty    bool
 	start  time.Time
 	label  func(machine string) string // in front of each line; nil prints none
+	width  int                         // of the labels; grows with them
 	known  func(machine string) bool   // whose lines are all shown; nil: everybody's
 	events chan timeline.Event
 	done   chan struct{}
@@ -30,8 +31,9 @@ type live struct {
 }
 
 // newLive starts printing what r records, until stop. Times count from start.
-func newLive(w io.Writer, start time.Time, r *timeline.Recorder, label func(string) string, known func(string) bool) *live {
-	l := &live{w: w, tty: isTerminalWriter(w), start: start, label: label, known: known, counted: start, budget: strangersBurst, events: make(chan timeline.Event, 1024), done: make(chan struct{})}
+// width is that of the widest label that is known already.
+func newLive(w io.Writer, start time.Time, r *timeline.Recorder, label func(string) string, width int, known func(string) bool) *live {
+	l := &live{w: w, tty: isTerminalWriter(w), start: start, label: label, width: width, known: known, counted: start, budget: strangersBurst, events: make(chan timeline.Event, 1024), done: make(chan struct{})}
 	go func() {
 		defer close(l.done)
 		for e := range l.events {
@@ -115,11 +117,14 @@ func (l *live) show(e timeline.Event) bool {
 	return false
 }
 
-const barWidth = 30
+// barWidth fits a line without a label into 80 columns.
+const barWidth = 20
 
+// drawBar draws over what is on the last line. A longer one is cut off by the
+// terminal (DECAWM), because of two lines only the second could be drawn over.
 func (l *live) drawBar(e timeline.Event) {
 	filled := int(barWidth * min(e.Bytes, e.Total) / e.Total)
-	fmt.Fprintf(l.w, "\r\x1b[K%s  [%s%s] %s of %s  %s", l.head(e),
+	fmt.Fprintf(l.w, "\r\x1b[K\x1b[?7l%s  [%s%s] %s of %s  %s\x1b[?7h", l.head(e),
 		strings.Repeat("#", filled), strings.Repeat(" ", barWidth-filled),
 		timeline.FormatBytes(e.Bytes), timeline.FormatBytes(e.Total), e.Detail)
 	l.bar = true
@@ -135,7 +140,9 @@ func (l *live) clearBar() {
 func (l *live) head(e timeline.Event) string {
 	label := ""
 	if l.label != nil {
-		label = l.label(e.Machine) + " "
+		label = l.label(e.Machine)
+		l.width = max(l.width, len(label))
+		label = fmt.Sprintf("%-*s  ", l.width, label)
 	}
 	return fmt.Sprintf("%7.2f s  %s%-16s", e.At.Sub(l.start).Seconds(), label, e.Stage)
 }

@@ -101,7 +101,7 @@ func serve(ctx context.Context, configPath string, cfg *config.Config, segments 
 		background.Go(func() {
 			known.onHangup(ctx, hangup, func(what string) { fmt.Fprintln(stderr, what) })
 		})
-		live := newLive(stderr, time.Now(), stack.timeline, func(machine string) string { return machine }, known.knows)
+		live := newLive(stderr, time.Now(), stack.timeline, func(machine string) string { return machine }, 0, known.knows)
 		defer live.stop()
 		<-ctx.Done()
 		return nil

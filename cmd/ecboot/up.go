@@ -240,7 +240,7 @@ func up(ctx context.Context, o upOptions, stderr io.Writer) (err error) {
 		if len(cfg.Guests) == 0 {
 			fmt.Fprintln(stderr, noneDeclared)
 		}
-		live := newLive(stderr, time.Now(), stack.timeline, host.label, known.knows)
+		live := newLive(stderr, time.Now(), stack.timeline, host.label, labelWidth(cfg.Guests), known.knows)
 		defer live.stop()
 		var background sync.WaitGroup
 		defer background.Wait()
@@ -316,6 +316,14 @@ func sweepSegments(runDir string, segments []config.Segment, log *slog.Logger) e
 func bootID() string {
 	id, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	return strings.TrimSpace(string(id))
+}
+
+// labelWidth is the length of the longest of the guests' labels.
+func labelWidth(guests []config.DeclaredGuest) (width int) {
+	for _, g := range guests {
+		width = max(width, len(g.Name))
+	}
+	return width
 }
 
 // label names a machine of the timeline: a guest by its name.
