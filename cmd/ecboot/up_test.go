@@ -448,7 +448,7 @@ func leftScope(t *testing.T) (cgroup string) {
 func TestUpKeepsGuestsApart(t *testing.T) {
 	t.Parallel()
 	guest := func(name, more string) string {
-		return fmt.Sprintf("[guest.%s]\nbackend = \"qemu\"\nmemory = \"64M\"\nautostart = true\nstop_timeout = \"1s\"\nrestart_delay = \"1s\"\nchain_url = \"http://10.0.2.2/\"\n%s[[guest.%[1]s.nic]]\nuser = true\n", name, more)
+		return fmt.Sprintf("[guest.%s]\nbackend = \"qemu\"\nmemory = \"128M\"\nautostart = true\nstop_timeout = \"1s\"\nrestart_delay = \"1s\"\nchain_url = \"http://10.0.2.2/\"\n%s[[guest.%[1]s.nic]]\nuser = true\n", name, more)
 	}
 	missing := guest("imageless", "") + "[[guest.imageless.disk]]\nbase = \"/nowhere/base.qcow2\"\n"
 	u := newUpHost(t, "apart", guest("apart-one", "")+missing)
