@@ -134,7 +134,7 @@ func guestInitrd(t *testing.T) (path string) {
 func TestUpScreen(t *testing.T) {
 	t.Parallel()
 	nettest.Need(t, "setpriv", "perl")
-	u := newUpHost(t, "screen", `memory = "64M"
+	u := newUpHost(t, "screen", `memory = "128M"
 [guest.with-screen]
 backend = "qemu"
 graphics = "vnc"
