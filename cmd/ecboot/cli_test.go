@@ -30,6 +30,7 @@ func TestWrongInput(t *testing.T) {
 		{"no such verb", []string{"fly"}, 2, []string{`unknown command "fly": 'ecboot --help' lists`}},
 		{"misspelt verb", []string{"gest"}, 2, []string{`unknown command "gest": did you mean guest? 'ecboot --help'`}},
 		{"no such verb of guests", []string{"guest", "lisst"}, 2, []string{`unknown command "lisst": did you mean list? 'ecboot guest --help'`}},
+		{"no such shell", []string{"completion", "fis"}, 2, []string{`unknown command "fis": did you mean fish? 'ecboot completion --help'`}},
 		{"no guest to show", []string{"guest", "show"}, 2, []string{"'ecboot guest show' takes GUEST: see 'ecboot guest show --help'"}},
 		{"two guests to show", []string{"guest", "show", "a", "b"}, 2, []string{`'ecboot guest show' takes GUEST, not ["a" "b"]: see`}},
 		{"no number of lines", []string{"guest", "log", "a", "-n", "all"}, 2, []string{`"-n, --lines" flag: want a whole number: see 'ecboot guest log --help'`}},

@@ -126,6 +126,7 @@ failed, 4 the guest timed out, 5 this machine lacks something ('ecboot doctor').
 		newVersionCommand(),
 		newDocsCommand(),
 	)
+	root.InitDefaultCompletionCmd()
 	explainArgs(root)
 	return root, started
 }
