@@ -104,7 +104,7 @@ func (c *Client) Stop(ctx context.Context) (how string, err error) {
 	err = c.call(ctx, http.MethodPost, "/v1/stop", &a)
 	if err != nil && ctx.Err() == nil && !closed(c.done) {
 		// One that cannot be talked to may still hear this.
-		_ = signalProcess(c.keeper, syscall.SIGTERM)
+		_ = signalProcess(c.keeper, syscall.SIGINT)
 	}
 	select {
 	case <-c.done:

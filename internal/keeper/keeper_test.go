@@ -599,6 +599,21 @@ func TestSignals(t *testing.T) {
 	}
 }
 
+// A supervisor that cannot talk to a keeper, or not yet, signals in a way that is
+// not taken for the service manager's, which is to hold.
+func TestSignalOfASupervisor(t *testing.T) {
+	c := spawnFake(t, "")
+	if err := os.Remove(filepath.Join(c.dir, socketName)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Stop(patient(t)); err != nil {
+		t.Fatal(err)
+	}
+	if e := c.Exit(); e.How != "asked" || e.Told {
+		t.Errorf("exit %+v", e)
+	}
+}
+
 func TestKeeperIsKilled(t *testing.T) {
 	c := spawnFake(t, "")
 	if err := signalProcess(c.keeper, syscall.SIGKILL); err != nil {

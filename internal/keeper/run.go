@@ -149,7 +149,8 @@ func newKeeper(dir string, plan Plan, log *slog.Logger) *keeper {
 // listenToSignals stops the guest in good order when the keeper is told to end,
 // and lets nothing else end it. Signals are not ignored, because that would
 // pass on to what it starts. SIGWINCH is from systemd, which ends the scope of a
-// guest by it: QEMU, which gets it too, does not mind.
+// guest by it: QEMU, which gets it too, does not mind. SIGINT is a supervisor's,
+// who may not live to say whether the guest is to stay down.
 func (k *keeper) listenToSignals() {
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGWINCH, syscall.SIGINT, syscall.SIGHUP, syscall.SIGPIPE)
@@ -157,7 +158,7 @@ func (k *keeper) listenToSignals() {
 		for s := range signals {
 			if s == syscall.SIGTERM || s == syscall.SIGWINCH || s == syscall.SIGINT {
 				k.log.Info("told to end", "signal", s.String())
-				k.beginStop(true)
+				k.beginStop(s != syscall.SIGINT)
 			}
 		}
 	}()
@@ -232,7 +233,7 @@ func (k *keeper) openLog() (*rotatingFile, error) {
 }
 
 // beginStop stops the guest, once, however many ask. told is whether the first of
-// them is a signal.
+// them is a signal that is nobody's Client's.
 func (k *keeper) beginStop(told bool) {
 	k.mu.Lock()
 	first := !k.stopping

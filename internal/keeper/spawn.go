@@ -197,7 +197,7 @@ func (k *child) command(ctx context.Context, plan *Plan, opts SpawnOptions) (int
 // giveUp ends a start whose end is told by over. What it has made already is best
 // taken back by the keeper itself, which waits until its guest is gone.
 func (k *child) giveUp(over <-chan struct{}) {
-	_ = signalProcess(k.process, syscall.SIGTERM)
+	_ = signalProcess(k.process, syscall.SIGINT)
 	select {
 	case <-over:
 	case <-time.After(killPatience):
