@@ -562,7 +562,7 @@ func endsSoon(ctx context.Context, in instance) bool {
 func (s *Supervisor) follow(g *guest, r *run) {
 	s.work.Go(func() {
 		// Its end is no news here; what else goes wrong costs the timeline only.
-		if err := r.Events(s.ctx, s.cfg.Timeline.Record); err != nil && s.ctx.Err() == nil {
+		if err := r.Events(s.ctx, s.cfg.Timeline.Record); err != nil && !endsSoon(s.ctx, r) && s.ctx.Err() == nil {
 			s.cfg.Log.Warn("the timeline of a guest is not followed any more", "guest", g.Name, "error", err)
 		}
 	})

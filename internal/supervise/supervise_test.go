@@ -3,8 +3,10 @@ package supervise
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/every-channel/ecboot/internal/keeper"
@@ -158,7 +160,8 @@ func (h briefHost) spawn(context.Context, keeper.Plan, keeper.SpawnOptions) (ins
 // start, nor does its keeper hold it.
 func TestBriefGuests(t *testing.T) {
 	h := briefHost{newBrief(), newBrief()}
-	s, err := New(Config{host: h})
+	var complaints strings.Builder
+	s, err := New(Config{host: h, Log: slog.New(slog.NewTextHandler(&complaints, &slog.HandlerOptions{Level: slog.LevelWarn}))})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -183,6 +186,9 @@ func TestBriefGuests(t *testing.T) {
 		t.Error(err)
 	}
 	s.Leave()
+	if complaints.Len() > 0 {
+		t.Error(complaints.String())
+	}
 }
 
 // Whoever is impatient with a start that is given up already gets no quicker end
