@@ -28,7 +28,10 @@ const (
 	roundsVar = "ECBOOT_TEST_ROUNDS" // instead of randomRounds
 )
 
-const randomRounds = 12
+const (
+	randomRounds = 12
+	firstStart   = 2 * time.Second // about
+)
 
 // Whatever dies, and whenever: the next supervisor has all guests run, touches
 // none that lived, and leaves nothing twice and nothing behind.
@@ -47,8 +50,16 @@ func TestUpKilledAtRandom(t *testing.T) {
 	t.Logf("%s=%d repeats these choices", seedVar, seed)
 	m := newMayhem(t, seed)
 
-	// How long things take when nobody dies, and what there is then.
+	// The first start makes more than any other.
 	before := m.shows()
+	for range 2 {
+		m.up()
+		time.Sleep(time.Duration(m.random.Float64() * float64(firstStart)))
+		if !m.kill(m.victims()...) {
+			m.kill(victim{})
+		}
+	}
+	// How long things take when nobody dies, and what there is then.
 	m.up()
 	m.took("start", func() { m.settle(nil) })
 	m.s.logged(t, randomContainer, "userland", 1)
@@ -364,7 +375,7 @@ func (m *mayhem) kill(list ...victim) (supervisor bool) {
 		switch {
 		case v.guest == "":
 			supervisor = true
-			pids = append(append(pids, m.s.cmd.Process.Pid), candidates...)
+			pids = append(pids, candidates...)
 		case len(candidates) > 0:
 			pids = append(pids, candidates[int(v.which*float64(len(candidates)))])
 		}
@@ -373,6 +384,7 @@ func (m *mayhem) kill(list ...victim) (supervisor bool) {
 		syscall.Kill(pid, syscall.SIGKILL)
 	}
 	if supervisor {
+		m.s.cmd.Process.Kill() // it may have ended
 		<-m.ended
 	}
 	return supervisor
