@@ -410,6 +410,30 @@ func TestKilledWhileClosing(t *testing.T) {
 	}
 }
 
+// What somebody has begun to undo and could not complete is not continued: a
+// setting that is as it was before is not made again.
+func TestHalfUndoneIsNotContinued(t *testing.T) {
+	path := noteFile(t.TempDir(), "")
+	n := note{Boot: bootID(), Made: []change{{Op: opAddress, Link: "lo"}}, Open: &opened{Link: "lo"}} // no address: undoing that fails
+	for name, undo := range map[string]func() error{
+		"sweep":    func() error { return sweepNote(path) },
+		"takeover": func() error { _, err := claim(path, Config{Bridge: "br0"}, nil); return err },
+		"watchdog": func() error { _, _, err := standIn(path, n.Watchdog); return err },
+	} {
+		t.Run(name, func(t *testing.T) {
+			if err := n.write(path); err != nil {
+				t.Fatal(err)
+			}
+			if err := undo(); err == nil {
+				t.Fatal("it was undone")
+			}
+			if left, err := readNote(path); err != nil || left == nil || left.Open != nil || len(left.Made) != 1 {
+				t.Errorf("%+v, %v", left, err)
+			}
+		})
+	}
+}
+
 func TestAddressesFollowWhileNobodyServes(t *testing.T) {
 	office(t)
 	before := network(t)

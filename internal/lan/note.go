@@ -125,6 +125,16 @@ func sweepNote(path string) error {
 	if err != nil || n == nil || n.Owner.alive() || len(n.holders()) > 0 {
 		return err
 	}
+	return n.undo(path)
+}
+
+// undo undoes what is noted. From here on half of it may be missing, so nobody
+// must continue it; if that cannot be noted it is undone all the same.
+func (n *note) undo(path string) error {
+	if n.Open != nil {
+		n.Open = nil
+		_ = n.write(path)
+	}
 	return undoAll(path, n.Made)
 }
 

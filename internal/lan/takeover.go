@@ -101,7 +101,7 @@ func claim(path string, cfg Config, dog *watchdog) (*Segment, error) {
 		if len(held) > 0 {
 			return nil, newHeldError(cfg.Name, held)
 		}
-		return nil, undoAll(path, n.Made)
+		return nil, n.undo(path)
 	}
 	s := newSegment(cfg)
 	s.opened, s.made, s.held, s.watchdog = n.Open, n.Made, held, dog

@@ -105,7 +105,7 @@ func standIn(path string, me process) (held []process, undone bool, err error) {
 	if held = n.holders(); len(held) > 0 {
 		return held, false, nil
 	}
-	return nil, true, undoAll(path, n.Made)
+	return nil, true, n.undo(path)
 }
 
 // guardAddresses lets renewed addresses follow to the bridge, to the end of this
