@@ -137,7 +137,7 @@ TEST_FILES := /usr/share/OVMF/OVMF32_CODE_4M.secboot.fd:ovmf-ia32 /usr/share/AAV
 deps-test: deps $(DEBIAN13)/done $(CLOUD)/done $(DEBIAN12) $(NFPM)
 	@$(call install,qemu-system-aarch64:qemu-system-arm grub-script-check:grub-common dhclient:isc-dhcp-client udhcpc:udhcpc dhcpcd:dhcpcd-base curl:curl tftp:tftp-hpa atftp:atftp \
 		systemd-nspawn:systemd-container mksquashfs:squashfs-tools systemd-analyze:systemd dbus-daemon:dbus-daemon \
-		tcpdump:tcpdump nft:nftables ping:iputils-ping zstd:zstd cpio:cpio nsenter:util-linux qemu-img:qemu-utils swtpm:swtpm /usr/lib/qemu/virtiofsd:qemu-system-common zfs:zfs-fuse nix-instantiate:nix-bin \
+		tcpdump:tcpdump nft:nftables ping:iputils-ping zstd:zstd cpio:cpio nsenter:util-linux qemu-img:qemu-utils swtpm:swtpm /usr/lib/qemu/virtiofsd:qemu-system-common zfs:zfs-fuse dumpe2fs:e2fsprogs nix-instantiate:nix-bin \
 		dnsmasq:dnsmasq-base kea-dhcp4:kea-dhcp4-server perfdhcp:kea-admin dhcpd:isc-dhcp-server dhcrelay:isc-dhcp-relay,$(TEST_FILES))
 
 # atftpd, which Debian does not install beside tftpd-hpa: unpacked here.
