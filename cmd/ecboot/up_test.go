@@ -225,10 +225,11 @@ segment = "lab"
 	}
 
 	s = u.up(t, "--leave-guests")
-	s.until(t, "runs on as process "+strconv.Itoa(before.PID))
+	s.until(t, "serving") // before it is known who runs
 	after := s.guest(t, "adopted")
+	s.until(t, "runs on as process "+strconv.Itoa(before.PID))
 	if after.PID != before.PID || after.State != api.Running || len(after.Drift) > 0 {
-		t.Errorf("before %+v\nafter %+v", before, after)
+		t.Fatalf("before %+v\nafter %+v", before, after)
 	}
 	u.commandWant(t, exitEnvironment, []string{"up"}, "runs already, as process "+strconv.Itoa(s.cmd.Process.Pid))
 

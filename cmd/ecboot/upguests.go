@@ -34,6 +34,7 @@ func translate(err error) error {
 }
 
 func (u *upGuests) List() []api.Guest {
+	<-u.sup.Adopted()
 	cfg, _ := u.host.inEffect()
 	states := map[string]supervise.State{}
 	var rest []supervise.State // that the configuration no longer has

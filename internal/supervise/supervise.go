@@ -77,14 +77,12 @@ type Config struct {
 
 // Supervisor looks after guests. Its methods may be called at the same time.
 type Supervisor struct {
-	cfg   Config
-	ctx   context.Context // until it ends
-	end   context.CancelFunc
-	work  sync.WaitGroup
-	slots chan struct{} // bounds how many starts go on at once
-	ready chan struct{}
-	// adopted is closed when it is known who runs: what is asked of a guest
-	// before would be asked of one that is taken for down.
+	cfg     Config
+	ctx     context.Context // until it ends
+	end     context.CancelFunc
+	work    sync.WaitGroup
+	slots   chan struct{} // bounds how many starts go on at once
+	ready   chan struct{}
 	adopted chan struct{}
 
 	mu      sync.Mutex
@@ -142,6 +140,10 @@ func (s *Supervisor) String() string { return "supervisor of guests" }
 // Ready is closed once every guest that starts by itself has been started, or
 // could not be.
 func (s *Supervisor) Ready() <-chan struct{} { return s.ready }
+
+// Adopted is closed once it is known who runs. Before, guests that do are taken
+// for down.
+func (s *Supervisor) Adopted() <-chan struct{} { return s.adopted }
 
 // checkPause is how long what has come loose may stay so.
 const checkPause = 10 * time.Second
