@@ -580,7 +580,7 @@ func (m *mayhem) shows() (list []string) {
 	}
 	add("link", `ip -o link | sed 's/^[0-9]*: //; s/[@:].* master \([^ ]*\) .*/ in \1/; s/[@:].*//'`)
 	add("address", "ip -o -4 addr | awk '{print $2, $4}'")
-	add("mount", "cut -d' ' -f2 /proc/mounts")
+	add("mount", "awk '{print $2}' /proc/mounts | grep -E '^(/run|/sys|/var|"+filepath.Dir(m.dir)+")'") // others' come and go
 	add("socket", "ss -Hlntu | awk '{print $1, $5}' | sed 's/:[0-9]\\{5\\}$/:any/'; ss -Hlnx | awk '{print $5}' | sed 's,.*/,,'")
 	// Files that are half written when somebody dies are made anew by the next.
 	const files = ` -not -type d -not -name .lock -not -name '*.new' 2>/dev/null; true`
