@@ -4,9 +4,9 @@
 // console that userland is reached, configures the network by DHCP, reports to
 // the server that booted the machine and leaves the rest to u-root's init.
 //
-// It runs as process 1 and becomes u-root's init by exec, which needs no second
-// process and no mounts but /proc. Package initramfs carries its source inside
-// the ecboot binary; so it must not import anything of ecboot.
+// It stays process 1, unless a layer's own /init takes its place, reaps orphans and
+// heeds the power button. Package initramfs carries its source inside the ecboot
+// binary; so it must not import anything of ecboot.
 package main
 
 import (
