@@ -234,13 +234,13 @@ func TestKillsWhatIsGivenUp(t *testing.T) {
 // ending is a guest that has switched itself off and is not gone yet.
 type ending struct {
 	*brief
-	asked chan struct{}
+	asked chan struct{} // holds one from when it was asked on
 }
 
 func (e ending) Status(context.Context) (keeper.Status, error) {
 	select {
 	case e.asked <- struct{}{}:
-	default: // by newRun, or by Check
+	default: // before
 	}
 	return keeper.Status{State: keeper.StateEnded}, nil
 }
@@ -264,7 +264,7 @@ func (h endingHost) spawn(context.Context, keeper.Plan, keeper.SpawnOptions) (in
 // Whoever asks for a guest that has just switched itself off gets it started
 // again, and is not told that it runs.
 func TestStartsAgainWhatIsEnding(t *testing.T) {
-	h := endingHost{runs: ending{&brief{ended: make(chan struct{}), forgotten: make(chan struct{})}, make(chan struct{})}, starts: make(chan *brief, 1)}
+	h := endingHost{runs: ending{&brief{ended: make(chan struct{}), forgotten: make(chan struct{})}, make(chan struct{}, 1)}, starts: make(chan *brief, 1)}
 	s, err := New(Config{host: h})
 	if err != nil {
 		t.Fatal(err)
@@ -274,6 +274,7 @@ func TestStartsAgainWhatIsEnding(t *testing.T) {
 	ended := make(chan error, 1)
 	go func() { ended <- s.Run(ctx) }()
 	<-s.Ready()
+	<-h.runs.asked // when it was taken over
 	started := make(chan error, 1)
 	go func() { started <- s.Start(t.Context(), "runs") }()
 	<-h.runs.asked
