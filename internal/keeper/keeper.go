@@ -122,12 +122,14 @@ const HowKilled = "killed by request"
 // hadEnded is what a stop answers that comes too late.
 const hadEnded = "it had ended already"
 
-// StateEnded is the Status.State of a guest that has ended, or is about to by
-// itself.
-const StateEnded = "ended"
+// States of a guest in its Status.
+const (
+	StateStopping = "stopping" // it was asked to end
+	StateEnded    = "ended"    // it has, or is about to by itself
+)
 
-// Status is what a keeper says of its guest. State is "starting", "stopping" or
-// StateEnded; of a container that runs "running"; of a machine QEMU's run state
+// Status is what a keeper says of its guest. State is "starting", StateStopping
+// or StateEnded; of a container that runs "running"; of a machine QEMU's run state
 // (running, paused, guest-panicked, …), or "unresponsive".
 type Status struct {
 	Schema      int
@@ -137,6 +139,7 @@ type Status struct {
 	Keeper, PID int // process ids of the keeper and of QEMU or nspawn; PID is 0 while it starts
 	Since       time.Time
 	State       string
+	Told        bool   // it is stopping as Exit.Told says
 	Trouble     string // why the guest waits for its host, such as a full disk; empty: it does not
 	Command     []string
 	Plan        Plan

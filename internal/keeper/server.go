@@ -104,6 +104,7 @@ func (k *keeper) serveStatus(w http.ResponseWriter, r *http.Request) {
 	}
 	k.mu.Lock()
 	stopping := k.stopping
+	st.Told = k.told
 	k.mu.Unlock()
 	select {
 	case <-k.started:
@@ -116,7 +117,7 @@ func (k *keeper) serveStatus(w http.ResponseWriter, r *http.Request) {
 	case closed(k.done):
 		st.State = StateEnded
 	case stopping:
-		st.State = "stopping"
+		st.State = StateStopping
 	case st.PID != 0:
 		st.State, st.Trouble = k.guest.State(r.Context()), k.guest.Trouble()
 	}

@@ -112,7 +112,10 @@ type run struct {
 	process int // of what it runs
 	command []string
 	since   time.Time
-	asked   chan struct{} // closed when it has answered a wish to stop; nil: there was none
+	// It was found to be stopping already, as Exit.Told says.
+	stopping, told bool
+
+	asked chan struct{} // closed when it has answered a wish to stop; nil: there was none
 }
 
 // New returns a Supervisor that does nothing before Run. Give it its guests by
@@ -245,7 +248,8 @@ func (s *Supervisor) adoptOne(ctx context.Context, f found) {
 		s.apply(g, event{kind: ended, exit: f.exit})
 		return
 	}
-	unstopped := g.declared && g.life.Down == downByHand // whoever was to stop it died
+	// Whoever was to stop it died.
+	unstopped := g.declared && g.life.Down == downByHand || r.stopping && r.told
 	if g.declared && g.life.Down != "" && !unstopped {
 		g.life.Down = ""
 		s.desired.set(g.Name, g.Autostart, "")
@@ -258,8 +262,11 @@ func (s *Supervisor) adoptOne(ctx context.Context, f found) {
 	case r.pid != 0:
 		s.say(g, "is still being started, since "+r.since.Format(time.DateTime))
 	}
-	if unstopped {
+	switch {
+	case unstopped:
 		s.apply(g, event{kind: stopAsked})
+	case r.stopping && g.declared:
+		s.apply(g, event{kind: restartAsked}) // see life.ended
 	}
 	s.follow(g, r)
 }
@@ -539,7 +546,10 @@ func (s *Supervisor) launch(ctx context.Context, g Guest) (*run, error) {
 func newRun(ctx context.Context, in instance, plan keeper.Plan) (*run, error) {
 	st, err := in.Status(ctx)
 	if err == nil {
-		return &run{instance: in, plan: st.Plan, pid: st.Keeper, process: st.PID, command: st.Command, since: st.Since}, nil
+		return &run{
+			instance: in, plan: st.Plan, pid: st.Keeper, process: st.PID, command: st.Command, since: st.Since,
+			stopping: st.State == keeper.StateStopping, told: st.Told,
+		}, nil
 	}
 	if endsSoon(ctx, in) {
 		return &run{instance: in, plan: plan, since: time.Now()}, nil

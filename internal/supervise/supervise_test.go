@@ -397,3 +397,60 @@ func TestFinishesAStop(t *testing.T) {
 		t.Errorf("%+v", st)
 	}
 }
+
+// stoppingHost has a guest that is being stopped, which an earlier supervisor has
+// begun, or a signal, and starts brief ones.
+type stoppingHost struct {
+	told   bool
+	starts chan *brief
+}
+
+type stopping struct {
+	*lasting
+	told bool
+}
+
+func (s stopping) Status(context.Context) (keeper.Status, error) {
+	return keeper.Status{Keeper: 1, PID: 2, State: keeper.StateStopping, Told: s.told}, nil
+}
+
+func (h stoppingHost) find(string) ([]found, error) {
+	return []found{{name: "runs", in: stopping{&lasting{stopped: make(chan struct{})}, h.told}, plan: keeper.Plan{Name: "runs"}}}, nil
+}
+
+func (h stoppingHost) spawn(context.Context, keeper.Plan, keeper.SpawnOptions) (instance, error) {
+	b := newBrief()
+	h.starts <- b
+	return b, nil
+}
+
+// A guest that is found stopping is no guest that runs: it is started again once
+// it has ended, unless it was the service manager that asked it to end.
+func TestFindsAStopUnderWay(t *testing.T) {
+	for _, told := range []bool{false, true} {
+		h := stoppingHost{told, make(chan *brief, 1)}
+		s, err := New(Config{host: h})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Update([]Guest{{Name: "runs", Autostart: true, Prepare: func(context.Context) (*Prepared, error) { return &Prepared{}, nil }}})
+		s.mu.Lock()
+		before := s.changed
+		s.mu.Unlock()
+		if err := s.adopt(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		<-before // it is stopping, or further
+		if !told {
+			<-h.starts
+		}
+		var l life
+		if err := s.await(t.Context(), func() bool { l = s.guests["runs"].life; return l.Phase == Stopped }); err != nil {
+			t.Fatal(err)
+		}
+		if want := map[bool]string{true: downByHand, false: downByItself}[told]; l.Down != want {
+			t.Errorf("told %v: down %q, want %q", told, l.Down, want)
+		}
+		s.Leave()
+	}
+}
