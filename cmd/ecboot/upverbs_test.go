@@ -135,6 +135,7 @@ format = "raw"
 		s.atShell(t, g, 1)
 		s.typed(t, g, "mkdir -p /mnt; mount -t ext4 /dev/vda /mnt; date >/mnt/kept; grep mnt /proc/mounts", "/dev/vda /mnt ext4 rw")
 		s.typed(t, g, "tail -f /mnt/kept & echo $((40+2))", "42") // holds on to the disk
+		s.typed(t, g, "kill -SIGTERM 1; echo $((50+4))", "54")    // is not for process 1
 	}
 	for _, g := range guests {
 		u.commandWant(t, 0, []string{"guest", "stop", g}, g+": stopped (power button)\n")

@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/signal"
 	"syscall"
 	"time"
 
@@ -40,6 +41,8 @@ func main() {
 	}
 	cmd := parseCmdline(string(text))
 	if os.Getpid() == 1 {
+		// Go ends at these, and the end of process 1 is a kernel panic.
+		signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM)
 		if err := heedButton(); err != nil {
 			fmt.Printf("ecboot: no power button: %v\n", err)
 		}
