@@ -176,7 +176,7 @@ func (s *Supervisor) Run(ctx context.Context) error {
 func (s *Supervisor) startDue(ctx context.Context) bool {
 	s.mu.Lock()
 	list := s.due()
-	if len(list) == 0 || ctx.Err() != nil {
+	if len(list) == 0 || s.closing != "" || ctx.Err() != nil {
 		close(s.ready)
 		s.mu.Unlock()
 		return false
