@@ -105,6 +105,7 @@ segment = "lan"
 	ping(lan, host)
 	var addresses []string
 	for _, name := range []string{"on-macvtap", "on-parent"} {
+		s.logged(t, name, "ecboot: reported to", 1) // it has its address
 		s.atShell(t, name, 1)
 		g := s.guest(t, name)
 		if len(g.Addresses) != 1 {
