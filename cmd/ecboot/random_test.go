@@ -29,7 +29,7 @@ const (
 )
 
 const (
-	randomRounds = 12
+	randomRounds = 8
 	firstStart   = 2 * time.Second // about
 )
 
