@@ -52,7 +52,8 @@ type DeclaredGuest struct {
 	// Guest is the defaults of [guest], overlaid with the guest's own keys. Its
 	// NIC is the model of network cards that name none; Timeout is 0.
 	Guest
-	CPU      string // QEMU's CPU model; empty: the host's with KVM, else all that emulation has
+	BaseMAC  boot.MAC `json:",omitzero"` // in the place of Config.BaseMAC; zero: that
+	CPU      string   // QEMU's CPU model; empty: the host's with KVM, else all that emulation has
 	TPM      bool
 	Graphics string // one of the constants Graphics…
 

@@ -69,6 +69,7 @@ func guestKeys(s *section, g *DeclaredGuest) {
 	has := func(backends ...Backend) bool { return !s.writing() || slices.Contains(backends, g.Backend) }
 	key(s, "backend", oneOf(BackendQEMU, BackendMicroVM, BackendContainer), &g.Backend)
 	key(s, "node_name", written(hostName), &g.Node)
+	key(s, "base_mac", written(macAddress), &g.BaseMAC)
 	if has(BackendQEMU) {
 		firmwareKeys(s, &g.Guest)
 		key(s, "tpm", boolean, &g.TPM)

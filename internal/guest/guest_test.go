@@ -26,6 +26,10 @@ func mac(t testing.TB, s string) boot.MAC {
 	return m
 }
 
+func always(base boot.MAC) func(string) boot.MAC {
+	return func(string) boot.MAC { return base }
+}
+
 // TestVectors has what people's guests are called by today.
 func TestVectors(t *testing.T) {
 	for _, tt := range []struct {
@@ -36,7 +40,7 @@ func TestVectors(t *testing.T) {
 		{"vm4673", map[string]string{"vm4673": "02:01:27:23:c1:ea"}},
 		{"vm4673 vm1975", map[string]string{"vm1975": "02:01:27:23:c1:ea", "vm4673": "02:01:27:23:c1:eb"}},
 	} {
-		got, err := AssignMACs(base, strings.Fields(tt.names), nil, nil)
+		got, err := AssignMACs(always(base), strings.Fields(tt.names), nil, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -53,20 +57,20 @@ func TestVectors(t *testing.T) {
 
 func TestAssignMACs(t *testing.T) {
 	alpha, free := mac(t, "02:01:27:5b:95:9e"), mac(t, "02:01:27:5b:95:9f")
-	got, err := AssignMACs(mac(t, "52:ec:b0:ff:ff:ff"), []string{"alpha"}, nil, nil)
+	got, err := AssignMACs(always(mac(t, "52:ec:b0:ff:ff:ff")), []string{"alpha"}, nil, nil)
 	if err != nil || got["alpha"].String() != "02:ec:b0:5b:95:9e" {
 		t.Errorf("another base: %v, %v", got, err)
 	}
-	if got, err = AssignMACs(base, []string{"alpha"}, []boot.MAC{alpha}, nil); err != nil || got["alpha"] != free {
+	if got, err = AssignMACs(always(base), []string{"alpha"}, []boot.MAC{alpha}, nil); err != nil || got["alpha"] != free {
 		t.Errorf("a reserved address was given out: %v, %v", got, err)
 	}
 	// One that was removed may come back.
-	if got, err = AssignMACs(base, []string{"alpha"}, nil, map[string]boot.MAC{"gone": alpha}); err != nil || got["alpha"] != free {
+	if got, err = AssignMACs(always(base), []string{"alpha"}, nil, map[string]boot.MAC{"gone": alpha}); err != nil || got["alpha"] != free {
 		t.Errorf("another guest's address was given out: %v, %v", got, err)
 	}
 	// The newcomer that sorts before it does not move it.
 	persisted := map[string]boot.MAC{"vm4673": mac(t, "02:01:27:23:c1:ea")}
-	if got, err = AssignMACs(base, []string{"vm4673", "vm1975"}, nil, persisted); err != nil || got["vm4673"] != persisted["vm4673"] || got["vm1975"].String() != "02:01:27:23:c1:eb" {
+	if got, err = AssignMACs(always(base), []string{"vm4673", "vm1975"}, nil, persisted); err != nil || got["vm4673"] != persisted["vm4673"] || got["vm1975"].String() != "02:01:27:23:c1:eb" {
 		t.Errorf("beside a newcomer: %v, %v", got, err)
 	}
 	// From the end the search goes on at the beginning.
@@ -85,7 +89,7 @@ func TestAssignMACs(t *testing.T) {
 		"persisted and reserved": {reserved: []boot.MAC{free}, persisted: map[string]boot.MAC{"alpha": free}},
 		"persisted twice":        {persisted: map[string]boot.MAC{"a": free, "alpha": free}},
 	} {
-		if got, err := AssignMACs(base, []string{"alpha"}, tt.reserved, tt.persisted); err == nil || !strings.Contains(err.Error(), free.String()) {
+		if got, err := AssignMACs(always(base), []string{"alpha"}, tt.reserved, tt.persisted); err == nil || !strings.Contains(err.Error(), free.String()) {
 			t.Errorf("%s: %v, %v", name, got, err)
 		}
 	}
@@ -163,7 +167,7 @@ mac = "02:01:27:39:48:ea"
 	if err != nil {
 		t.Fatal(err)
 	}
-	third, err := AssignMACs(base, []string{"alpha/2"}, nil, nil)
+	third, err := AssignMACs(always(base), []string{"alpha/2"}, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -179,6 +183,12 @@ mac = "02:01:27:39:48:ea"
 	}
 	if len(known) != 3 || before[1].MAC != (boot.MAC{}) {
 		t.Errorf("known %v; the caller's slice has %v", known, before)
+	}
+	// A guest may have a base of its own.
+	c = parse(t, "[guest]\nbase_mac = \"02:02:02:00:00:00\"\n"+guestText("alpha")+"[guest.beta]\nbackend = \"qemu\"\nbase_mac = \"02:aa:bb:00:00:00\"\n[[guest.beta.nic]]\nsegment = \"private\"\n[[guest.beta.nic]]\nuser = true\n")
+	if _, err := Assign(c, nil); err != nil || c.Guests[0].NICs[0].MAC.String() != "02:02:02:5b:95:9e" ||
+		c.Guests[1].NICs[0].MAC.String() != "02:aa:bb:39:48:e9" || !strings.HasPrefix(c.Guests[1].NICs[1].MAC.String(), "02:aa:bb:") {
+		t.Errorf("%v, %+v", err, c.Guests)
 	}
 	// One that is named as a guest is the guest, and takes no address from it.
 	c = parse(t, "[guest.alpha]\nbackend = \"qemu\"\nnode_name = \"a\"\n[[guest.alpha.nic]]\nsegment = \"private\"\n[[machine]]\nmac = \"02:01:27:5b:95:9e\"\nname = \"A\"\n")

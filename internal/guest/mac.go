@@ -17,14 +17,14 @@ import (
 )
 
 // AssignMACs gives every name an address, by the algorithm sha256-v1: 02, the
-// second and third byte of base, and 24 bits of the name's SHA-256. Names are
+// second and third byte of the name's base, and 24 bits of the name's SHA-256. Names are
 // gone through in bytewise order; what is taken already moves on to the next
 // free number. It is pure.
 //
 // Names that persisted has keep theirs. Neither the addresses in reserved nor
 // those of any name in persisted are given out. An error names all addresses
 // that two would have.
-func AssignMACs(base boot.MAC, names []string, reserved []boot.MAC, persisted map[string]boot.MAC) (map[string]boot.MAC, error) {
+func AssignMACs(base func(name string) boot.MAC, names []string, reserved []boot.MAC, persisted map[string]boot.MAC) (map[string]boot.MAC, error) {
 	names = slices.Compact(slices.Sorted(slices.Values(names)))
 	macs := make(map[string]boot.MAC, len(names))
 	owners := make(map[boot.MAC]string, len(reserved)+len(persisted))
@@ -56,7 +56,7 @@ func AssignMACs(base boot.MAC, names []string, reserved []boot.MAC, persisted ma
 		if _, kept := macs[name]; kept {
 			continue
 		}
-		m, err := sha256v1(base, name, func(m boot.MAC) bool { _, taken := owners[m]; return taken })
+		m, err := sha256v1(base(name), name, func(m boot.MAC) bool { _, taken := owners[m]; return taken })
 		if err != nil {
 			return nil, err
 		}
@@ -96,9 +96,17 @@ func Assign(c *config.Config, persisted map[string]boot.MAC) (map[string]boot.MA
 			reserved = append(reserved, m.MAC)
 		}
 	}
+	bases := map[string]boot.MAC{}
+	for _, g := range c.Guests {
+		bases[g.Name] = cmp.Or(g.BaseMAC, c.BaseMAC)
+	}
+	base := func(card string) boot.MAC {
+		guest, _, _ := strings.Cut(card, "/")
+		return bases[guest]
+	}
 	// In two turns, so that a second card never takes what a guest's first
 	// would have.
-	macs, err := AssignMACs(c.BaseMAC, firsts, reserved, persisted)
+	macs, err := AssignMACs(base, firsts, reserved, persisted)
 	if err != nil {
 		return nil, err
 	}
@@ -107,7 +115,7 @@ func Assign(c *config.Config, persisted map[string]boot.MAC) (map[string]boot.MA
 		known = map[string]boot.MAC{}
 	}
 	maps.Copy(known, macs)
-	macs, err = AssignMACs(c.BaseMAC, others, reserved, known)
+	macs, err = AssignMACs(base, others, reserved, known)
 	if err != nil {
 		return nil, err
 	}

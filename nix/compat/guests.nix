@@ -12,10 +12,8 @@ let
   inherit (config) guests;
   mac = types.strMatching "([0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}";
   microvms = lib.filterAttrs (_: g: g.backend == "microvm") guests;
-  baseMacs = lib.unique (
-    lib.mapAttrsToList (_: g: g.microvm.baseMac) (lib.filterAttrs (_: g: g.microvm.mac == null) microvms)
-  );
 
+  baseMac = "02:01:27:00:00:00"; # ecboot's own default
   hostName = config.node.name or config.networking.hostName;
   profileOf = name: "nixos-${name}";
   # QEMU has no microvm for ARM64: there it is a machine that is handed its kernel.
@@ -68,6 +66,7 @@ let
             ({ inherit (g.microvm) macvtap; } // lib.optionalAttrs (g.microvm.mac != null) { inherit (g.microvm) mac; })
           ];
         }
+        // lib.optionalAttrs (g.microvm.baseMac != baseMac) { base_mac = g.microvm.baseMac; }
         // machineOf g.microvm.system
         // lib.optionalAttrs (g.nixosConfiguration != null) (
           {
@@ -128,7 +127,7 @@ let
   ) microvms;
 
   settings = {
-    guest = lib.mapAttrs guestOf guests // lib.optionalAttrs (baseMacs != [ ]) { base_mac = lib.head baseMacs; };
+    guest = lib.mapAttrs guestOf guests;
   }
   // lib.optionalAttrs (profiles != { }) { profile = profiles; };
 
@@ -219,7 +218,7 @@ in
               };
               baseMac = mkOption {
                 type = mac;
-                default = "02:01:27:00:00:00";
+                default = baseMac;
                 description = "Its second and third byte are those of assigned MACs.";
               };
               mac = mkOption {
@@ -305,13 +304,7 @@ in
           }";
         }
       ]
-    ) (lib.attrNames guests)
-    ++ [
-      {
-        assertion = lib.length baseMacs <= 1;
-        message = "guests: ecboot has one baseMac for all guests; write microvm.mac for those that need another";
-      }
-    ];
+    ) (lib.attrNames guests);
 
     services.ecboot = {
       enable = true;
