@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -35,6 +36,7 @@ type fakeUp struct {
 	consoles chan net.Conn
 	past     int    // bytes
 	config   string // the file that it reads
+	ending   string // a guest that is about to end, and is started again
 	reload   func() error
 }
 
@@ -96,6 +98,12 @@ func (f *fakeUp) List() []api.Guest {
 
 func (f *fakeUp) Start(_ context.Context, name string) error {
 	f.did(name, "start")
+	if name == f.ending {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.guests = slices.Clone(f.guests)
+		f.guests[slices.IndexFunc(f.guests, func(g api.Guest) bool { return g.Name == name })].Keeper++
+	}
 	if name == "old" {
 		return errors.New("guest old: disk /srv/old.raw: no such file")
 	}
@@ -155,6 +163,14 @@ func (f *fakeUp) Screenshot(_ context.Context, name string) ([]byte, error) {
 		return nil, errors.New("a container has no screen")
 	}
 	return base64.StdEncoding.DecodeString(dot)
+}
+
+// One that was about to end by itself has been started again, and says so.
+func TestStartOfAnEndingGuest(t *testing.T) {
+	listenFake(t, &fakeUp{guests: fakeGuests(), ending: "db"}, "users")
+	if r := ecboot(t, "guest", "start", "db"); r.code != 0 || r.stdout != "db: started\n" {
+		t.Errorf("exit code %d, %q", r.code, r.stdout)
+	}
 }
 
 func fakeGuests() []api.Guest {

@@ -150,12 +150,15 @@ func newGuestStartCommand() *cobra.Command {
 		done: "started",
 		all:  func(g api.Guest) bool { return g.State != api.Running && g.State != api.Starting },
 		do: func(ctx context.Context, s *supervisor, g api.Guest) (how string, err error) {
-			// One that is switching itself off still runs, and is not started
-			// again.
-			if g.State == api.Running {
+			if err := s.Start(ctx, g.Name); err != nil || g.State != api.Running {
+				return "", err
+			}
+			// One that was about to end has been started again.
+			now, err := s.Guests(ctx)
+			if err == nil && slices.ContainsFunc(now, func(n api.Guest) bool { return n.Name == g.Name && n.Keeper == g.Keeper }) {
 				how = "it ran already"
 			}
-			return how, s.Start(ctx, g.Name)
+			return how, err
 		},
 	})
 }

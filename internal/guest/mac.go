@@ -17,9 +17,9 @@ import (
 )
 
 // AssignMACs gives every name an address, by the algorithm sha256-v1: 02, the
-// second and third byte of the name's base, and 24 bits of the name's SHA-256. Names are
-// gone through in bytewise order; what is taken already moves on to the next
-// free number. It is pure.
+// second and third byte of the name's base, and 24 bits of the name's SHA-256.
+// Names are gone through in bytewise order; what is taken already moves on to
+// the next free number. It is pure.
 //
 // Names that persisted has keep theirs. Neither the addresses in reserved nor
 // those of any name in persisted are given out. An error names all addresses

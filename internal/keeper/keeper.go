@@ -156,7 +156,8 @@ type SpawnOptions struct {
 	Dir  string     // of this guest; made if missing, and emptied if nobody lives there
 	Taps []*os.File // for the machine's NICs, in order; Spawn closes them, whatever comes
 	// Join puts the keeper where it belongs before anything of the guest
-	// starts, such as into a scope, and gives it what must live as long. The cgroup it returns becomes Plan.Cgroup
-	// unless it is empty. nil: nothing is done.
+	// starts, such as into a scope, and gives it what must live as long. The
+	// cgroup it returns becomes Plan.Cgroup unless it is empty. nil: nothing is
+	// done.
 	Join func(pid int) (cgroup string, err error)
 }
