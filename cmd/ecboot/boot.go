@@ -279,9 +279,14 @@ func (b *booter) attach(ctx context.Context, g *guest, result guestReport) error
 		<-g.machine.Done()
 		cancel()
 	}()
+	restore, err := rawTerminal(os.Stdin)
+	if err != nil {
+		return err
+	}
 	detach := g.machine.Console().Attach(&fromUserland{w: b.stdout})
 	defer detach()
-	err := typeInto(ctx, os.Stdin, g.machine.Console())
+	err = typeInto(ctx, os.Stdin, g.machine.Console())
+	restore()
 	fmt.Fprintln(b.stderr)
 	if errors.Is(err, context.Canceled) {
 		return nil

@@ -123,6 +123,11 @@ func (a attachment) run(ctx context.Context, readOnly bool) error {
 		return <-shown
 	}
 	fmt.Fprintf(a.stderr, "this is the console of %s; %s leaves it, and the guest goes on\n", a.guest, escapeKeyName)
+	restore, err := rawTerminal(a.stdin)
+	if err != nil {
+		return err
+	}
+	defer restore()
 	go show()
 	var keys io.Writer = conn
 	if !write {
@@ -132,7 +137,9 @@ func (a attachment) run(ctx context.Context, readOnly bool) error {
 	ended := ctx.Err() != nil
 	cancel()
 	conn.Close()
-	if showErr := <-shown; showErr != nil {
+	showErr := <-shown
+	restore()
+	if showErr != nil {
 		return showErr
 	}
 	// The guest may have left colours, and the cursor hidden.

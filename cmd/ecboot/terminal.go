@@ -26,16 +26,23 @@ func isTerminalWriter(w io.Writer) bool {
 	return ok && isTerminal(f)
 }
 
-// typeInto sends what is typed on the terminal in to the guest, key by key,
-// until the escape key, the end of input or the end of ctx. Meanwhile Ctrl-C
-// and its like belong to the guest. It returns nil for the escape key.
-func typeInto(ctx context.Context, in *os.File, guest io.Writer) error {
-	fd := int(in.Fd())
+// rawTerminal gives the terminal to a guest until restore is called: keys go to
+// the guest one by one, Ctrl-C and its like among them, and what the guest shows
+// is shown as it is.
+func rawTerminal(terminal *os.File) (restore func(), err error) {
+	fd := int(terminal.Fd())
 	state, err := term.MakeRaw(fd)
 	if err != nil {
-		return fmt.Errorf("terminal: %w", err)
+		return nil, fmt.Errorf("terminal: %w", err)
 	}
-	defer term.Restore(fd, state)
+	return func() { term.Restore(fd, state) }, nil
+}
+
+// typeInto sends what is typed on the raw terminal in to the guest, until the
+// escape key, the end of input or the end of ctx. It returns nil for the escape
+// key.
+func typeInto(ctx context.Context, in *os.File, guest io.Writer) error {
+	fd := int(in.Fd())
 	// A read of a terminal cannot be given a deadline: poll it together with
 	// a pipe that ctx closes.
 	wake, wakeEnd, err := os.Pipe()
