@@ -233,10 +233,12 @@ func (s *Server) watchOthers(ctx context.Context) error {
 	buf := make([]byte, maxPacket)
 	for {
 		n, _, err := s.watch.conn.ReadFrom(buf)
-		if ctx.Err() != nil {
+		switch {
+		case ctx.Err() != nil:
 			return nil
-		}
-		if err != nil {
+		case errors.Is(err, unix.ENETDOWN): // until the link is up again
+			continue
+		case err != nil:
 			return fmt.Errorf("watch for DHCP servers on %s: %w", s.cfg.Interface, err)
 		}
 		if o, _, ok := parseOther(buf[:n]); ok {

@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/insomniacslk/dhcp/dhcpv4"
+	"github.com/vishvananda/netlink"
 )
 
 const foreignMAC = "02:00:00:00:00:02"
@@ -88,6 +89,28 @@ func TestFindOthersIsCancelled(t *testing.T) {
 		if _, err := FindOthers(t.Context(), ifname); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: got %v", ifname, err)
 		}
+	}
+}
+
+// A link that is taken down and up again is no reason to end.
+func TestServerOutlivesALinkThatIsDown(t *testing.T) {
+	nettest.Need(t, "udhcpc", "dnsmasq")
+	others := make(chan Other, 16)
+	startLab(t, func(cfg *Config) {
+		cfg.ProbeTime = DefaultProbeTime
+		cfg.OnOther = func(o Other) { others <- o }
+	})
+	br0, err := netlink.LinkByName("br0")
+	if err := errors.Join(err, netlink.LinkSetDown(br0), netlink.LinkSetUp(br0)); err != nil {
+		t.Fatal(err)
+	}
+	newClient(t).Run(t, "udhcpc", "-q", "-n", "-f", "-i", "eth0", "-s", configure(t))
+	want := foreign(t, "dnsmasq")
+	if _, err := FindOthers(t.Context(), "br0"); err != nil {
+		t.Fatal(err)
+	}
+	if o := <-others; o.MAC != want.MAC {
+		t.Errorf("%s was reported", o)
 	}
 }
 
