@@ -26,10 +26,10 @@ func (s *stack) backend(known *roster) api.Backend {
 		Reload: known.load,
 		Release: func(name string, a netip.Addr) error {
 			one := s.segment(name)
-			if one == nil || one.dhcp == nil {
+			if one == nil || one.dhcp.Load() == nil {
 				return fmt.Errorf("segment %q: %w", name, api.ErrNotFound)
 			}
-			return one.dhcp.Release(a)
+			return one.dhcp.Load().Release(a)
 		},
 		Wake: func(name string, mac boot.MAC) error {
 			var errs []error

@@ -473,11 +473,7 @@ func (h *guestHost) check(g config.DeclaredGuest, p keeper.Plan) (drift []string
 		if nic.Segment == "" || one == nil {
 			continue
 		}
-		mended, err := one.lan.Mend()
-		for _, what := range mended {
-			h.log.Warn("somebody had changed a segment, and it is put right", "segment", nic.Segment, "what", what)
-		}
-		if err != nil {
+		if err := one.mend(); err != nil {
 			drift = append(drift, fmt.Sprintf("segment %s: %v", nic.Segment, err))
 		}
 		name := linkName(nic)

@@ -69,6 +69,54 @@ func TestServeABridge(t *testing.T) {
 	}
 }
 
+// Sockets are bound to one link: what takes its place is served as well, with the
+// leases of before.
+func TestServeALinkThatIsReplaced(t *testing.T) {
+	needImages(t)
+	nettest.Need(t, "udhcpc", "curl", "ip")
+	for _, tt := range []struct {
+		name string
+		make func(t *testing.T) // the bridge, if it is not ecboot's own
+		said string
+	}{
+		{"its own", func(*testing.T) {}, "bridge br7 made"},
+		{"somebody else's", func(t *testing.T) { nettest.Bridge(t, "br7", "10.78.0.1/24") }, "the link br7 is gone"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			tt.make(t)
+			s := start(t, "serve", "--config", serveConfig(t, "br7"))
+			s.until(t, "serving 10.78.0.1/24 on br7")
+			boots := func(name string) (address string) {
+				t.Helper()
+				host := nettest.NewHost(t, name)
+				nettest.Connect(t, "br7", host, "eth0")
+				host.Run(t, "ip", "link", "set", "eth0", "address", "02:00:00:00:00:08")
+				lease := host.Run(t, "udhcpc", "-n", "-q", "-f", "-i", "eth0", "-s", "/bin/true")
+				_, lease, _ = strings.Cut(lease, "lease of ")
+				address, _, _ = strings.Cut(lease, " obtained")
+				host.Run(t, "ip", "addr", "add", address+"/24", "dev", "eth0")
+				host.Run(t, "curl", "-sf", "http://10.78.0.1/ipxe/02:00:00:00:00:08")
+				host.Run(t, "curl", "-sf", "tftp://10.78.0.1/undionly.kpxe", "-o", "/dev/null")
+				return address
+			}
+			before := boots("before")
+			for range 2 {
+				nettest.Remove(t, "br7")
+				s.until(t, tt.said)
+				tt.make(t)
+				s.until(t, "was replaced by another one, and is served")
+			}
+			if after := boots("after"); after != before || after == "" {
+				t.Errorf("the address was %q and is %q", before, after)
+			}
+			s.cmd.Process.Signal(syscall.SIGTERM)
+			if code := s.end(t); code != 0 {
+				t.Errorf("exit code %d after SIGTERM", code)
+			}
+		})
+	}
+}
+
 // What is wrong with the machine must be said so that it can be mended, and
 // leave nothing half made.
 func TestEnvironmentInTheWay(t *testing.T) {

@@ -162,6 +162,9 @@ func (s *Segment) Interface() string { return s.opened.Link }
 // Address is the servers' address on the segment, with its prefix length.
 func (s *Segment) Address() netip.Prefix { return s.opened.Address }
 
+// Index is the number of that link. After Mend it may be another one.
+func (s *Segment) Index() int { return s.servers().Attrs().Index }
+
 // MTU is the largest IP packet of the segment in bytes.
 func (s *Segment) MTU() int { return s.servers().Attrs().MTU }
 

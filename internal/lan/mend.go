@@ -13,21 +13,13 @@ import (
 )
 
 // Mend makes again what others have undone since, such as a bridge that somebody
-// deleted, and says what that was. Ports are not looked after: see Plugged.
+// deleted, and says what that was. Sockets on a link that was made again hear
+// nothing: Index tells. Ports are not looked after: see Plugged.
 func (s *Segment) Mend() (mended []string, err error) {
-	mended, anew, err := s.mend()
-	if anew[s.opened.Link] {
-		mended = append(mended, "servers on "+s.opened.Link+" hear nothing until they are started again")
-	}
-	return mended, err
-}
-
-// mend also returns the links that have nothing of what they had.
-func (s *Segment) mend() (mended []string, anew map[string]bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var errs []error
-	anew = map[string]bool{}
+	anew := map[string]bool{} // links that have nothing of what they had
 	for _, c := range s.made {
 		if c.Op == opMacvtap || !c.whole() || !anew[c.affects()] && !anew[c.On] && c.holds() {
 			continue
@@ -49,12 +41,13 @@ func (s *Segment) mend() (mended []string, anew map[string]bool, err error) {
 		anew[c.Link] = anew[c.Link] || c.makesLink()
 		mended = append(mended, c.String())
 	}
-	if len(mended) > 0 {
-		if link, err := netlink.LinkByName(s.opened.Link); err == nil {
-			s.link = link
-		}
+	switch link, err := netlink.LinkByName(s.opened.Link); {
+	case err == nil:
+		s.link = link
+	case isNotFound(err):
+		errs = append(errs, fmt.Errorf("the link %s is gone", s.opened.Link))
 	}
-	return mended, anew, errors.Join(errs...)
+	return mended, errors.Join(errs...)
 }
 
 // inheritOld gives a link those settings of the other that it had before the

@@ -47,7 +47,7 @@ func takeOver(cfg Config) (*Segment, error) {
 	if s == nil {
 		return nil, errors.Join(err, dog.release())
 	}
-	mended, _, err := s.mend()
+	mended, err := s.Mend()
 	link, gone := netlink.LinkByName(s.opened.Link)
 	if gone == nil && err == nil {
 		err = s.checkAddress(link)

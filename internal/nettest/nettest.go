@@ -256,6 +256,14 @@ func Bridge(t testing.TB, name, addr string) {
 	must(t, "up "+name, netlink.LinkSetUp(bridge))
 }
 
+// Remove removes a link of the test's namespace.
+func Remove(t testing.TB, name string) {
+	t.Helper()
+	link, err := netlink.LinkByName(name)
+	must(t, "find "+name, err)
+	must(t, "remove "+name, netlink.LinkDel(link))
+}
+
 // Wire joins a host to the test's namespace by a veth pair: name here, ifname
 // there, both up and without address.
 func Wire(t testing.TB, name string, h *Host, ifname string) {
