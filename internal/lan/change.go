@@ -38,10 +38,10 @@ const (
 type change struct {
 	Op    op           `json:"op"`
 	Link  string       `json:"link,omitempty"`
-	On    string       `json:"on,omitempty"` // the other link
-	MAC   string       `json:"mac,omitempty"`
+	On    string       `json:"on,omitempty"`  // the other link
+	MAC   string       `json:"mac,omitempty"` // of a link that is made, or is a NIC
 	VLAN  int          `json:"vlan,omitempty"`
-	Index int          `json:"index,omitempty"` // that a new link gets; 0: any
+	Index int          `json:"index,omitempty"` // the same; 0: any, or not known
 	Addr  netip.Prefix `json:"addr,omitzero"`
 	Key   string       `json:"key,omitempty"`
 	Value string       `json:"value,omitempty"`
@@ -53,7 +53,10 @@ type change struct {
 // remember adds what undoing will need. It changes nothing.
 func (c *change) remember() (err error) {
 	switch c.Op {
+	case opEnslave:
+		c.identify()
 	case opMove:
+		c.identify()
 		c.Saved, err = belongingsOf(c.Link)
 	case opSetting:
 		c.Old, err = readSetting(c.Key)
@@ -61,6 +64,43 @@ func (c *change) remember() (err error) {
 		c.NAT.remember()
 	}
 	return err
+}
+
+// identify notes which link it is that has the name now, if one does.
+func (c *change) identify() {
+	if link, err := netlink.LinkByName(c.Link); err == nil {
+		c.Index, c.MAC = link.Attrs().Index, link.Attrs().HardwareAddr.String()
+	}
+}
+
+// rename puts the names into changes that NICs have by now, which somebody may
+// have given others since.
+func rename(made []change) {
+	for _, nic := range made {
+		if nic.Op != opEnslave && nic.Op != opMove || nic.Index == 0 {
+			continue
+		}
+		if _, err := netlink.LinkByName(nic.Link); !isNotFound(err) {
+			continue
+		}
+		link, err := netlink.LinkByIndex(nic.Index)
+		if err != nil || link.Attrs().HardwareAddr.String() != nic.MAC {
+			continue // it is gone
+		}
+		for i := range made {
+			made[i].rename(nic.Link, link.Attrs().Name)
+		}
+	}
+}
+
+func (c *change) rename(old, name string) {
+	if c.Link == old {
+		c.Link = name
+	}
+	if c.On == old {
+		c.On = name
+	}
+	c.Key = strings.Replace(c.Key, "/"+old+"/", "/"+name+"/", 1)
 }
 
 // whole reports whether a change from a note has all that belongs to it.

@@ -58,6 +58,7 @@ func moveAgain(made []change, save func() error) {
 	if i < 0 {
 		return
 	}
+	rename(made)
 	c := &made[i]
 	b, err := belongingsOf(c.Link)
 	if err != nil || len(b.Addresses) == 0 {

@@ -18,6 +18,7 @@ import (
 func (s *Segment) Mend() (mended []string, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	rename(s.made)
 	var errs []error
 	anew := map[string]bool{} // links that have nothing of what they had
 	for _, c := range s.made {

@@ -95,3 +95,44 @@ func TestMendMakesAgainWhatOthersHaveUndone(t *testing.T) {
 		})
 	}
 }
+
+func TestRenamedNICGetsEverythingBack(t *testing.T) {
+	for name, cfg := range map[string]Config{
+		"a port of a bridge":         {Uplink: "nic0"},
+		"a parent without addresses": {Parent: "nic0", Address: netip.MustParsePrefix("10.79.0.2/24")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			office(t)
+			cfg.NoteDir = t.TempDir()
+			s, err := Open(cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.Close()
+			run(t, "ip", "link", "set", "nic0", "down")
+			run(t, "ip", "link", "set", "nic0", "name", "lan9")
+			run(t, "ip", "link", "set", "lan9", "up")
+			if _, err := s.Mend(); err != nil {
+				t.Error(err)
+			}
+			run(t, "ip", "addr", "add", "10.79.0.77/24", "dev", "lan9")
+			await(t, "the move of what a DHCP client adds", func() bool {
+				return strings.Contains(run(t, "ip", "addr", "show", "dev", s.Interface()), "10.79.0.77/24")
+			})
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+			have := run(t, "ip", "addr", "show", "dev", "lan9") + run(t, "ip", "route", "show", "dev", "lan9")
+			for _, want := range []string{"10.79.0.2/24", "10.79.0.77/24", "2001:db8:79::2/64", "default via 10.79.0.1"} {
+				if !strings.Contains(have, want) {
+					t.Errorf("the NIC lacks %q: %s", want, have)
+				}
+			}
+			for _, key := range []string{"ipv6/conf/lan9/disable_ipv6", "ipv4/conf/lan9/arp_ignore"} {
+				if value, err := readSetting(key); value != "0" || err != nil {
+					t.Errorf("%s is %q, %v", key, value, err)
+				}
+			}
+		})
+	}
+}

@@ -141,6 +141,7 @@ func (n *note) undo(path string) error {
 // undoAll undoes changes, last first, as many as can be. The note stays until
 // all are undone.
 func undoAll(note string, made []change) error {
+	rename(made)
 	var errs []error
 	for _, c := range slices.Backward(made) {
 		errs = append(errs, c.undo())
