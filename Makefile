@@ -126,6 +126,12 @@ $(CLOUD)/done:
 	then rm -f *.deb && touch done; \
 	else echo "Debian's cloud kernel cannot be had; its tests are skipped" >&2; fi
 
+# A kernel for ARM64 that has its drivers built in. Tests have no network to get
+# it by themselves.
+.PHONY: arm64-kernel
+arm64-kernel:
+	@$(GO) mod download github.com/gokrazy/kernel.arm64 || echo "ARM64's kernel cannot be had; its tests are skipped" >&2
+
 # The foreign clients of the tests, and the firmware, boot programs and netboot
 # trees that they boot.
 TEST_FILES := /usr/share/OVMF/OVMF32_CODE_4M.secboot.fd:ovmf-ia32 /usr/share/AAVMF/AAVMF_CODE.fd:qemu-efi-aarch64 \
@@ -134,7 +140,7 @@ TEST_FILES := /usr/share/OVMF/OVMF32_CODE_4M.secboot.fd:ovmf-ia32 /usr/share/AAV
 	/usr/lib/debian-installer/images/12/arm64:debian-installer-12-netboot-arm64 \
 	/usr/lib/debian-installer/images/12/i386:debian-installer-12-netboot-i386 /boot/memtest86+x64.bin:memtest86+ \
 	/usr/lib/u-boot/qemu_arm64/u-boot.bin:u-boot-qemu /usr/share/doc/busybox-static/copyright:busybox-static
-deps-test: deps $(DEBIAN13)/done $(CLOUD)/done $(DEBIAN12) $(NFPM)
+deps-test: deps arm64-kernel $(DEBIAN13)/done $(CLOUD)/done $(DEBIAN12) $(NFPM)
 	@$(call install,qemu-system-aarch64:qemu-system-arm grub-script-check:grub-common dhclient:isc-dhcp-client udhcpc:udhcpc dhcpcd:dhcpcd-base curl:curl tftp:tftp-hpa atftp:atftp \
 		systemd-nspawn:systemd-container mksquashfs:squashfs-tools systemd-analyze:systemd dbus-daemon:dbus-daemon \
 		tcpdump:tcpdump nft:nftables ping:iputils-ping zstd:zstd cpio:cpio nsenter:util-linux qemu-img:qemu-utils swtpm:swtpm /usr/lib/qemu/virtiofsd:qemu-system-common zfs:zfs-fuse dumpe2fs:e2fsprogs nix-instantiate:nix-bin \
