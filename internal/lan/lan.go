@@ -239,6 +239,12 @@ func (s *Segment) change(c change) error {
 	}
 	s.pause()
 	if err := c.make(s.pause); err != nil {
+		if errors.Is(err, unix.EEXIST) && (c.makesLink() || c.Op == opMacvtap || c.Op == opAddress) {
+			// Somebody else was faster, and what they made is not ours to
+			// undo.
+			s.made = s.made[:len(s.made)-1]
+			err = errors.Join(err, s.save())
+		}
 		return err
 	}
 	s.pause()

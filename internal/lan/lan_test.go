@@ -184,3 +184,43 @@ func wantNoLink(t *testing.T, name string) {
 		t.Errorf("link %s is still there (%v)", name, err)
 	}
 }
+
+// Between the look at the network and a change of it somebody else may make the
+// same.
+func TestWhatOthersWereFasterToMakeStays(t *testing.T) {
+	nettest.NeedRoot(t)
+	nettest.Bridge(t, "br7", "")
+	t.Cleanup(func() { exec.Command("ip", "link", "del", "br8").Run() })
+	for what, tt := range map[string]struct {
+		cfg  Config
+		make string
+		show string
+	}{
+		"a bridge":   {Config{Bridge: "br8", Address: private}, "link add br8 address " + stableMAC(machineID(), "br8").String() + " type bridge", "link show br8"},
+		"an address": {Config{Bridge: "br7", Address: private}, "addr add " + private.String() + " dev br7", "addr show to " + private.Addr().String()},
+	} {
+		t.Run(what, func(t *testing.T) {
+			tt.cfg.NoteDir = t.TempDir()
+			made := false
+			tt.cfg.pause = func() {
+				if !made {
+					made = true
+					run(t, "ip", strings.Fields(tt.make)...)
+				}
+			}
+			s, err := Open(tt.cfg)
+			if err == nil {
+				s.Close()
+			}
+			if err == nil || !strings.Contains(err.Error(), "file exists") {
+				t.Errorf("got %v", err)
+			}
+			if got := run(t, "ip", strings.Fields(tt.show)...); got == "" {
+				t.Error("it is gone")
+			}
+			if left, _ := os.ReadDir(tt.cfg.NoteDir); len(left) > 0 {
+				t.Errorf("left behind: %v", left)
+			}
+		})
+	}
+}
