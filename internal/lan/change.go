@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -50,8 +48,9 @@ type change struct {
 	NAT   *nat         `json:"nat,omitempty"`
 }
 
-// remember adds what undoing will need. It changes nothing.
-func (c *change) remember() (err error) {
+// remember adds what undoing will need. It changes nothing. others are the
+// settings that other segments have changed.
+func (c *change) remember(others settings) (err error) {
 	switch c.Op {
 	case opEnslave:
 		c.identify()
@@ -59,9 +58,9 @@ func (c *change) remember() (err error) {
 		c.identify()
 		c.Saved, err = belongingsOf(c.Link)
 	case opSetting:
-		c.Old, err = readSetting(c.Key)
+		c.Old, err = others.original(c.Key)
 	case opNAT:
-		c.NAT.remember()
+		c.NAT.remember(others)
 	}
 	return err
 }
@@ -328,69 +327,4 @@ func spanningTree(bridge netlink.Link) (on bool, err error) {
 		value = attribute(attrs, kind)
 	}
 	return len(value) == 4 && nl.NativeEndian().Uint32(value) != 0, nil
-}
-
-const settings = "/proc/sys/net"
-
-// readSetting returns a setting of the kernel's network, and nothing where the
-// kernel has no such thing.
-func readSetting(key string) (string, error) {
-	b, err := os.ReadFile(filepath.Join(settings, key))
-	if errors.Is(err, os.ErrNotExist) {
-		return "", nil
-	}
-	return strings.TrimSpace(string(b)), err
-}
-
-// writeSetting passes over what the kernel does not have, as one without IPv6.
-func writeSetting(key, value string) error {
-	err := os.WriteFile(filepath.Join(settings, key), []byte(value), 0o644)
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return needAdmin("set net/"+key, err)
-	}
-	return nil
-}
-
-// restoreSetting writes the old value back unless somebody else has changed the
-// setting since, or has switched forwarding on for all links.
-func restoreSetting(key, value, old string) error {
-	now, err := readSetting(key)
-	if err != nil || now != value || old == value || old == "" {
-		return err
-	}
-	if strings.HasSuffix(key, "/forwarding") {
-		if all, _ := readSetting("ipv4/ip_forward"); all == "1" {
-			return nil
-		}
-	}
-	return writeSetting(key, old)
-}
-
-// inheritSettings gives a new link the IP settings of the one whose addresses it
-// takes over: router advertisements, filters, forwarding.
-func inheritSettings(link, from string) error {
-	for _, family := range []string{"ipv4", "ipv6"} {
-		dir := filepath.Join(settings, family, "conf", from)
-		entries, err := os.ReadDir(dir)
-		if errors.Is(err, os.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		for _, e := range entries {
-			key := filepath.Join(family, "conf", link, e.Name())
-			want, err := readSetting(filepath.Join(family, "conf", from, e.Name()))
-			if err != nil {
-				continue // a secret that is not set
-			}
-			if have, err := readSetting(key); err != nil || have == want {
-				continue
-			}
-			// Some cannot be written; none of those is a choice of the
-			// administrator's.
-			_ = writeSetting(key, want)
-		}
-	}
-	return nil
 }

@@ -129,8 +129,9 @@ func open(cfg Config) (*Segment, error) {
 	s := newSegment(cfg)
 	// Before the first change, so that nothing is touched if one of them
 	// could not be undone.
+	others := othersSettings(s.note)
 	for i := range p.changes {
-		if err := p.changes[i].remember(); err != nil {
+		if err := p.changes[i].remember(others); err != nil {
 			return nil, err
 		}
 	}

@@ -18,8 +18,9 @@ type nat struct {
 	Inside string       `json:"inside"` // the segment's link
 	Net    netip.Prefix `json:"net"`
 	// Outside are the links of the default routes. Forwarding is switched
-	// on for them, so that answers come back; whatever else comes in there
-	// is not forwarded if it was not before: those are Closed.
+	// on for them, so that answers come back, of other segments with NAT,
+	// too; whatever else comes in there is not forwarded if it was not
+	// before: those are Closed.
 	Outside []string `json:"outside"`
 	Closed  []string `json:"closed,omitempty"`
 }
@@ -32,10 +33,10 @@ func (n *nat) table() *nftables.Table {
 	return &nftables.Table{Family: nftables.TableFamilyIPv4, Name: n.Table}
 }
 
-// remember notes which links do not forward yet.
-func (n *nat) remember() {
+// remember notes which links do not forward by themselves.
+func (n *nat) remember(others settings) {
 	for _, name := range n.Outside {
-		if on, _ := readSetting("ipv4/conf/" + name + "/forwarding"); on == "0" {
+		if on, _ := others.original("ipv4/conf/" + name + "/forwarding"); on == "0" {
 			n.Closed = append(n.Closed, name)
 		}
 	}
@@ -79,7 +80,7 @@ func (n *nat) install() error {
 	rule(forward, inside(expr.MetaKeyOIFNAME), answers(), accept)
 	rule(forward, inside(expr.MetaKeyOIFNAME), drop)
 	for _, name := range n.Closed {
-		rule(forward, link(expr.MetaKeyIIFNAME, expr.CmpOpEq, name), drop)
+		rule(forward, link(expr.MetaKeyIIFNAME, expr.CmpOpEq, name), unmasked(), drop)
 	}
 	if err := conn.Flush(); err != nil {
 		return needAdmin("nat: table "+n.Table+" (nf_tables with nat and masq)", err)
@@ -126,6 +127,17 @@ func answers() []expr.Any {
 			Xor:  make([]byte, 4),
 		},
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)},
+	}
+}
+
+// unmasked matches what belongs to no connection that goes out under another
+// address than its own (IPS_SRC_NAT of the kernel's nf_conntrack_common.h).
+func unmasked() []expr.Any {
+	const sourceNAT = 1 << 4
+	return []expr.Any{
+		&expr.Ct{Key: expr.CtKeySTATUS, Register: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(sourceNAT), Xor: make([]byte, 4)},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: make([]byte, 4)},
 	}
 }
 

@@ -2,6 +2,7 @@ package lan
 
 import (
 	"context"
+	"net/netip"
 	"os/exec"
 	"strings"
 	"testing"
@@ -86,6 +87,66 @@ func TestNATLetsTheSegmentOutAndNobodyIn(t *testing.T) {
 	}
 	if diff := cmp.Diff(before, settings()); diff != "" {
 		t.Errorf("the firewall is not as it was:\n%s", diff)
+	}
+}
+
+// Two segments have the same way out, and need the same settings of it.
+func TestNATOfTwoSegments(t *testing.T) {
+	nettest.NeedRoot(t)
+	nettest.Need(t, "ip", "ping", "nft")
+	world, side := nettest.NewHost(t, "world"), nettest.NewHost(t, "side")
+	nettest.Wire(t, "nic0", world, "eth0")
+	nettest.Wire(t, "nic1", side, "eth0")
+	for _, args := range []string{
+		"addr add 198.51.100.2/24 dev nic0", "addr add 10.90.0.1/24 dev nic1", "route add default via 198.51.100.1",
+	} {
+		run(t, "ip", strings.Fields(args)...)
+	}
+	const forwarding = "ipv4/conf/nic0/forwarding"
+	if err := writeSetting(forwarding, "0"); err != nil {
+		t.Fatal(err)
+	}
+	world.Run(t, "ip", "addr", "add", "198.51.100.1/24", "dev", "eth0")
+	world.Run(t, "ip", "route", "add", "10.0.0.0/8", "via", "198.51.100.2")
+	side.Run(t, "ip", "addr", "add", "10.90.0.2/24", "dev", "eth0")
+	side.Run(t, "ip", "route", "add", "default", "via", "10.90.0.1")
+	dir := t.TempDir()
+	open := func(name, network string) (*Segment, *nettest.Host) {
+		s, err := Open(Config{Name: name, Bridge: "br-" + name, Address: netip.MustParsePrefix(network + ".1/24"), NAT: true, NoteDir: dir})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { s.Close() })
+		guest := nettest.NewHost(t, name)
+		nettest.Connect(t, "br-"+name, guest, "eth0")
+		guest.Run(t, "ip", "addr", "add", network+".50/24", "dev", "eth0")
+		guest.Run(t, "ip", "route", "add", "default", "via", network+".1")
+		return s, guest
+	}
+	closed := func() {
+		t.Helper()
+		for _, address := range []string{"10.77.0.50", "10.78.0.50", "10.90.0.2"} {
+			if reaches(world, address) {
+				t.Errorf("the world reaches %s", address)
+			}
+		}
+	}
+	first, one := open("lab", "10.77.0")
+	second, two := open("test", "10.78.0")
+	for _, guest := range []*nettest.Host{one, two} {
+		guest.Run(t, "ping", "-c1", "-W5", "198.51.100.1")
+	}
+	closed()
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	two.Run(t, "ping", "-c1", "-W5", "198.51.100.1")
+	closed()
+	if err := second.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if value, _ := readSetting(forwarding); value != "0" {
+		t.Errorf("forwarding of the way out is %s and was 0", value)
 	}
 }
 

@@ -50,19 +50,27 @@ func bootID() string {
 // readNote returns nil when there is none. What an earlier start of the machine
 // left is none: the network of which it speaks is gone, and so is the file then.
 func readNote(path string) (*note, error) {
-	b, err := os.ReadFile(path)
+	n, err := parseNote(path)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
 	}
+	if n.Boot != bootID() {
+		return nil, undoAll(path, nil)
+	}
+	return n, nil
+}
+
+func parseNote(path string) (*note, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
 	n := &note{}
 	if err := json.Unmarshal(b, n); err != nil {
 		return nil, fmt.Errorf("%s: %w; see what it says of your links, and delete it", path, err)
-	}
-	if n.Boot != bootID() {
-		return nil, undoAll(path, nil)
 	}
 	return n, nil
 }
@@ -138,12 +146,16 @@ func (n *note) undo(path string) error {
 	return undoAll(path, n.Made)
 }
 
-// undoAll undoes changes, last first, as many as can be. The note stays until
-// all are undone.
+// undoAll undoes changes, last first, as many as can be, but for the settings
+// that another segment needs, too. The note stays until all are undone.
 func undoAll(note string, made []change) error {
 	rename(made)
+	others := othersSettings(note)
 	var errs []error
 	for _, c := range slices.Backward(made) {
+		if _, needed := others[c.Key]; needed && c.Op == opSetting {
+			continue
+		}
 		errs = append(errs, c.undo())
 	}
 	if err := errors.Join(errs...); err != nil {

@@ -414,3 +414,30 @@ func giveLink(t *testing.T, name string, to *nettest.Host) {
 		t.Fatal(err)
 	}
 }
+
+func TestParentOfTwoSegments(t *testing.T) {
+	office(t)
+	before := network(t)
+	const ignore = "ipv4/conf/nic0/arp_ignore"
+	dir := t.TempDir()
+	var list []*Segment
+	for _, address := range []string{"10.77.0.1/24", "10.78.0.1/24"} {
+		s, err := Open(Config{Name: "net" + address[3:5], Parent: "nic0", Address: netip.MustParsePrefix(address), NoteDir: dir})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		list = append(list, s)
+	}
+	for _, s := range list {
+		if value, _ := readSetting(ignore); value != "1" {
+			t.Errorf("%s is %s while a segment is open", ignore, value)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if diff := cmp.Diff(before, network(t)); diff != "" {
+		t.Errorf("the network is not as it was:\n%s", diff)
+	}
+}
