@@ -204,50 +204,24 @@ func (s *Supervisor) adopt(ctx context.Context) error {
 }
 
 func (s *Supervisor) adoptOne(ctx context.Context, f found) {
-	var r *run
-	err := f.err
-	if f.in != nil && err == nil {
-		r, err = newRun(ctx, f.in, f.plan)
+	if f.in == nil {
+		s.adoptEnd(f)
+		return
 	}
-	if r != nil && r.pid != 0 && s.cfg.OnAdopt != nil {
+	f.plan.Name = f.name // also of one that makes no sense
+	r, mute := newRun(ctx, f.in, f.plan)
+	if mute != nil {
+		// It runs all the same: it can be stopped, and its end is seen.
+		r = &run{instance: f.in, plan: f.plan, since: time.Now()}
+	}
+	if r.pid != 0 && s.cfg.OnAdopt != nil {
 		if err := s.cfg.OnAdopt(f.name, r.pid); err != nil {
-			s.cfg.Log.Error("what a guest that runs needs may go with this process", "guest", f.name, "error", err)
+			s.cfg.Log.Error("a guest runs on that may lose its network when ecboot ends", "guest", f.name, "error", err)
 		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	g := s.guests[f.name]
-	if g == nil {
-		g = &guest{Guest: Guest{Name: f.name, Machine: f.plan.Machine, Digest: f.plan.Digest, LogFile: f.plan.LogFile}}
-		g.life = life{Phase: Stopped, Down: downForgotten}
-		s.guests[g.Name] = g
-	}
-	switch {
-	case err != nil && f.in != nil:
-		g.life = g.life.enter(Failed, time.Now())
-		g.life.Reason = fmt.Sprintf("a keeper holds it that cannot be talked to: %v; end it by hand, see %s", err, filepath.Join(s.cfg.Dir, f.name))
-		s.fail(g, g.life.Reason)
-		return
-	case err != nil && r == nil:
-		s.cfg.Log.Warn("what a guest has left is of no use and is removed", "guest", f.name, "error", err)
-	case err != nil:
-		s.cfg.Log.Error("a guest runs on that may lose its network when ecboot ends", "guest", f.name, "error", err)
-	}
-	if r == nil {
-		if err := f.forget(); err != nil {
-			s.cfg.Log.Error("what a keeper has left cannot be removed", "guest", g.Name, "error", err)
-		}
-		f.plan.Name = f.name // also of one that is not known
-		s.clean(f.plan)
-		if f.err != nil {
-			s.bury(g)
-			return
-		}
-		// It was running until then.
-		g.life = g.life.enter(Running, f.exit.At)
-		s.apply(g, event{kind: ended, exit: f.exit})
-		return
-	}
+	g := s.guestOf(f)
 	// Whoever was to stop it died.
 	unstopped := g.declared && g.life.Down == downByHand || r.stopping && r.told
 	if g.declared && g.life.Down != "" && !unstopped {
@@ -257,6 +231,9 @@ func (s *Supervisor) adoptOne(ctx context.Context, f found) {
 	g.life = g.life.enter(Running, r.since)
 	g.run = r
 	switch {
+	case mute != nil && ctx.Err() == nil:
+		g.drift = []string{mute.Error()}
+		s.fail(g, mute.Error())
 	case r.process != 0:
 		s.say(g, fmt.Sprintf("runs on as process %d, since %s", r.process, r.since.Format(time.DateTime)))
 	case r.pid != 0:
@@ -269,6 +246,49 @@ func (s *Supervisor) adoptOne(ctx context.Context, f found) {
 		s.apply(g, event{kind: restartAsked}) // see life.ended
 	}
 	s.follow(g, r)
+}
+
+// adoptEnd takes in the end of a guest that this supervisor has not seen.
+func (s *Supervisor) adoptEnd(f found) {
+	f.plan.Name = f.name // also of one that is not known
+	if f.err == nil {
+		s.clean(f.plan)
+	} else {
+		s.cfg.Log.Warn("what a guest has left is of no use and is removed", "guest", f.name, "error", f.err)
+	}
+	err := f.forget()
+	if err != nil {
+		s.cfg.Log.Error("what a keeper has left cannot be removed", "guest", f.name, "error", err)
+	}
+	occupied := f.err != nil && err != nil // maybe by a guest, which cleaning would end
+	if f.err != nil && !occupied {
+		s.clean(f.plan)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	g := s.guestOf(f)
+	switch {
+	case occupied && g.isDue():
+		g.life = g.life.enter(Starting, time.Now())
+		s.apply(g, event{kind: startFailed, err: err})
+	case f.err != nil:
+		s.bury(g)
+	default:
+		// It was running until then.
+		g.life = g.life.enter(Running, f.exit.At)
+		s.apply(g, event{kind: ended, exit: f.exit})
+	}
+}
+
+// guestOf is the guest that was found, known or not. The lock is held.
+func (s *Supervisor) guestOf(f found) *guest {
+	g := s.guests[f.name]
+	if g == nil {
+		g = &guest{Guest: Guest{Name: f.name, Machine: f.plan.Machine, Digest: f.plan.Digest, LogFile: f.plan.LogFile}}
+		g.life = life{Phase: Stopped, Down: downForgotten}
+		s.guests[g.Name] = g
+	}
+	return g
 }
 
 func (s *Supervisor) clean(p keeper.Plan) {
@@ -509,7 +529,10 @@ func (s *Supervisor) kill(name string, r *run) {
 	ctx, cancel := context.WithTimeout(s.ctx, stopSlack)
 	defer cancel()
 	if err := r.Kill(ctx); err != nil {
-		s.cfg.Log.Error("the guest cannot be killed", "guest", name, "keeper", r.pid, "error", err)
+		s.mu.Lock()
+		pid := r.pid
+		s.mu.Unlock()
+		s.cfg.Log.Error("the guest cannot be killed", "guest", name, "keeper", pid, "error", err)
 	}
 }
 
@@ -527,7 +550,9 @@ func (s *Supervisor) launch(ctx context.Context, g Guest) (*run, error) {
 	}
 	instance, err := s.cfg.spawn(ctx, p.Plan, keeper.SpawnOptions{Dir: filepath.Join(s.cfg.Dir, g.Name), Taps: p.Taps, Join: p.Join})
 	if err != nil {
-		s.clean(p.Plan)
+		if !errors.Is(err, keeper.ErrRunning) { // what runs there, cleaning would end
+			s.clean(p.Plan)
+		}
 		return nil, err
 	}
 	r, err := newRun(ctx, instance, p.Plan)
@@ -591,10 +616,11 @@ func (s *Supervisor) follow(g *guest, r *run) {
 			<-asked // how it was stopped is told with its end
 		}
 		exit := r.Exit()
+		// By what the keeper has left, another supervisor would know of the end.
+		s.clean(r.plan)
 		if err := r.Forget(); err != nil {
 			s.cfg.Log.Error("what a keeper has left cannot be removed", "guest", g.Name, "error", err)
 		}
-		s.clean(r.plan)
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		g.run, g.drift = nil, nil
@@ -667,14 +693,17 @@ func (s *Supervisor) Check() {
 		if j.check != nil {
 			drift = j.check(j.r.plan)
 		}
-		st, err := j.r.Status(s.ctx) // one that cannot answer has ended
-		if err == nil && st.Trouble != "" {
+		st, err := j.r.Status(s.ctx)
+		switch {
+		case err == nil && st.Trouble != "":
 			drift = append(drift, st.Trouble)
+		case err != nil && !endsSoon(s.ctx, j.r) && s.ctx.Err() == nil:
+			drift = append(drift, err.Error())
 		}
 		s.mu.Lock()
 		if j.g.run == j.r {
-			if err == nil && j.r.process == 0 { // it was taken over while it started
-				j.r.process, j.r.command = st.PID, st.Command
+			if err == nil && j.r.process == 0 { // it could not be asked before, or was taken over while it started
+				j.r.pid, j.r.process, j.r.command = st.Keeper, st.PID, st.Command
 			}
 			for _, d := range drift {
 				if !slices.Contains(j.g.drift, d) {

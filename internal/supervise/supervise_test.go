@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 
 	"github.com/every-channel/ecboot/internal/keeper"
 	"github.com/every-channel/ecboot/internal/timeline"
@@ -453,4 +454,168 @@ func TestFindsAStopUnderWay(t *testing.T) {
 		}
 		s.Leave()
 	}
+}
+
+// mute is a guest whose keeper does not answer, such as one that was suspended.
+type mute struct{ *lasting }
+
+func (mute) Status(context.Context) (keeper.Status, error) {
+	return keeper.Status{}, errors.New("its keeper does not answer")
+}
+
+// muteHost has one of these, which an earlier supervisor has started.
+type muteHost struct{ noKeepers }
+
+func (muteHost) find(string) ([]found, error) {
+	return []found{{name: "runs", in: mute{&lasting{stopped: make(chan struct{})}}, plan: keeper.Plan{Name: "runs"}}}, nil
+}
+
+// A guest whose keeper does not answer runs all the same: nothing starts it, what
+// is cleaned would be ended, and it can be stopped.
+func TestTakesOverWhatDoesNotAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var cleaned []string
+		s, err := New(Config{host: muteHost{}, Clean: func(p keeper.Plan) error {
+			cleaned = append(cleaned, p.Name)
+			return nil
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		declare := func(digest string) {
+			s.Update([]Guest{{Name: "runs", Digest: digest, Autostart: true, Prepare: func(context.Context) (*Prepared, error) {
+				t.Error("what runs is made ready to start")
+				return nil, errors.New("it runs")
+			}}})
+		}
+		declare("")
+		ctx, stop := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- s.Run(ctx) }()
+		<-s.Ready()
+		declare("another")
+		synctest.Wait()
+		if st := s.List()[0]; st.Phase != Running || !slices.Contains(st.Drift, "its keeper does not answer") || len(cleaned) > 0 {
+			t.Errorf("%+v, cleaned %q", st, cleaned)
+		}
+		if how, err := s.Stop(t.Context(), "runs", false); how != "power button" || err != nil {
+			t.Errorf("%q, %v", how, err)
+		}
+		if st := s.List()[0]; st.Phase != Stopped || len(cleaned) != 1 {
+			t.Errorf("%+v, cleaned %q", st, cleaned)
+		}
+		stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+		s.Leave()
+	})
+}
+
+// Whoever is told to end before it is known what runs stops that, too.
+func TestStopsWhatIsBeingTakenOver(t *testing.T) {
+	s, err := New(Config{host: muteHost{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Update([]Guest{{Name: "runs", Autostart: true}})
+	ctx, stop := context.WithCancel(t.Context())
+	stop()
+	if err := s.Run(ctx); err != nil {
+		t.Fatal(err)
+	}
+	s.StopAll(t.Context())
+	if st := s.List()[0]; st.Phase != Stopped || st.Reason != "poweroff" {
+		t.Errorf("%+v", st)
+	}
+}
+
+// heldHost has the directory of a guest in which somebody may live.
+type heldHost struct{}
+
+func (heldHost) find(string) ([]found, error) {
+	return []found{{name: "runs", err: errors.New("no descriptors are left"), forget: func() error { return keeper.ErrRunning }}}, nil
+}
+
+func (heldHost) spawn(context.Context, keeper.Plan, keeper.SpawnOptions) (instance, error) {
+	return nil, keeper.ErrRunning
+}
+
+// What may run is not cleaned, which would end it, neither when it is found nor
+// when it is in the way of a start.
+func TestCleansNothingThatMayRun(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, err := New(Config{host: heldHost{}, Clean: func(p keeper.Plan) error {
+			t.Error("cleaned", p.Name)
+			return nil
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		attempts := make(chan struct{}, 1)
+		s.Update([]Guest{{Name: "runs", Autostart: true, Prepare: func(context.Context) (*Prepared, error) {
+			attempts <- struct{}{}
+			return &Prepared{}, nil
+		}}})
+		if err := s.adopt(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if st := s.List()[0]; st.Phase != Failed || st.Next.IsZero() {
+			t.Errorf("%+v", st)
+		}
+		<-attempts
+		synctest.Wait()
+		if st := s.List()[0]; st.Phase != Failed || st.Reason != keeper.ErrRunning.Error() {
+			t.Errorf("%+v", st)
+		}
+		s.Leave()
+	})
+}
+
+// endedHost has two guests that switched themselves off: one while nobody was
+// there, and one at this moment.
+type endedHost struct {
+	noKeepers
+	before, now *brief
+}
+
+func (h endedHost) find(string) ([]found, error) {
+	return []found{
+		{name: "before", exit: poweroff, forget: h.before.Forget},
+		{name: "now", in: h.now, plan: keeper.Plan{Name: "now"}},
+	}, nil
+}
+
+// Cleaning takes its time: it holds up nobody, and what tells of the end stays
+// until it is done, for another supervisor if this one is killed.
+func TestCleansBeforeItForgets(t *testing.T) {
+	h := endedHost{before: newBrief(), now: newBrief()}
+	entered, release := make(chan string), make(chan struct{})
+	s, err := New(Config{host: h, Clean: func(p keeper.Plan) error {
+		entered <- p.Name
+		<-release
+		return nil
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	adopted := make(chan error, 1)
+	go func() { adopted <- s.adopt(t.Context()) }()
+	for range 2 {
+		b := map[string]*brief{"before": h.before, "now": h.now}[<-entered]
+		select {
+		case <-b.forgotten:
+			t.Error("forgotten before it was cleaned")
+		default:
+		}
+		s.List()
+	}
+	close(release)
+	if err := <-adopted; err != nil {
+		t.Error(err)
+	}
+	for _, b := range []*brief{h.before, h.now} {
+		<-b.forgotten
+	}
+	s.Leave()
 }
