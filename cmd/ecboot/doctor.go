@@ -108,20 +108,22 @@ func segmentChecks(cfg *config.Config) (out []doctor.Segment) {
 		out = append(out, doctor.Segment{
 			Name: seg.Name,
 			Link: cmp.Or(seg.Interface, seg.Parent, seg.Uplink, seg.Bridge),
-			Look: func() (obstacles, warnings []string, err error) {
-				problems, err := lan.Check(lanConfig(seg, ""))
-				for _, p := range problems {
-					if p.Fatal {
-						obstacles = append(obstacles, p.Text)
-					} else {
-						warnings = append(warnings, p.Text)
-					}
-				}
-				return obstacles, warnings, err
-			},
+			Look: func() (obstacles, warnings []string, err error) { return lookAtSegment(cfg.Segments, seg) },
 		})
 	}
 	return out
+}
+
+// lookAtSegment says what would keep 'ecboot up' from opening a segment now, among
+// those of its configuration, and what would be unexpected. It changes nothing.
+func lookAtSegment(all []config.Segment, seg config.Segment) (obstacles, warnings []string, err error) {
+	var others []string
+	for _, s := range all {
+		if s.Name != seg.Name {
+			others = append(others, s.Name)
+		}
+	}
+	return lan.Check(lanConfig(seg, filepath.Join(userDirs().Run, upName)), others...)
 }
 
 func describeImages() (string, error) {

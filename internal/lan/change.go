@@ -177,7 +177,11 @@ func (c change) undo() error {
 // made reports whether a link of the name is the one that was made, and not one
 // of somebody else's.
 func (c change) made(link netlink.Link) bool {
-	return link.Type() == string(c.Op) && (c.MAC == "" || link.Attrs().HardwareAddr.String() == c.MAC)
+	return c.madeOf(link.Type(), link.Attrs().HardwareAddr)
+}
+
+func (c change) madeOf(kind string, mac net.HardwareAddr) bool {
+	return kind == string(c.Op) && (c.MAC == "" || mac.String() == c.MAC)
 }
 
 func (c change) makeBridge() error {

@@ -105,17 +105,24 @@ func lockNotes(path string) (unlock func(), err error) {
 // guests hold stays, and so do the segments that are named, which are going to
 // be opened again. A directory without a note is fine.
 func Sweep(dir string, except ...string) error {
-	notes, err := filepath.Glob(filepath.Join(dir, noteGlob))
+	notes, err := notesIn(dir, except...)
 	if err != nil {
 		return err
 	}
 	var errs []error
 	for _, path := range notes {
-		if !slices.ContainsFunc(except, func(segment string) bool { return path == noteFile(dir, segment) }) {
-			errs = append(errs, sweepNote(path))
-		}
+		errs = append(errs, sweepNote(path))
 	}
 	return errors.Join(errs...)
+}
+
+// notesIn finds the notes in a directory, but for those of the segments that are
+// named.
+func notesIn(dir string, except ...string) ([]string, error) {
+	notes, err := filepath.Glob(filepath.Join(dir, noteGlob))
+	return slices.DeleteFunc(notes, func(path string) bool {
+		return slices.ContainsFunc(except, func(segment string) bool { return path == noteFile(dir, segment) })
+	}), err
 }
 
 // sweepNote undoes one note. The watchdog may do so at the same time: the second

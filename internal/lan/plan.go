@@ -14,29 +14,6 @@ import (
 // when ports come and go; otherwise it would take over a port's.
 var privateMAC = net.HardwareAddr{0x02, 0xec, 0xb0, 0x07, 0x00, 0x01}
 
-// A Problem is what a Config meets on this machine.
-type Problem struct {
-	Text  string
-	Fatal bool // the segment cannot be opened; otherwise a warning
-}
-
-// Check says what a Config would meet if it were opened now. It changes nothing.
-func Check(cfg Config) ([]Problem, error) {
-	h, err := readHost()
-	if err != nil {
-		return nil, fmt.Errorf("look at the network: %w", err)
-	}
-	p := plan(cfg, h)
-	var out []Problem
-	for _, text := range p.obstacles {
-		out = append(out, Problem{text, true})
-	}
-	for _, text := range p.warnings {
-		out = append(out, Problem{text, false})
-	}
-	return out, nil
-}
-
 // planned is what opening a segment means on a machine.
 type planned struct {
 	changes   []change // in this order
