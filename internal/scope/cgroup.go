@@ -19,6 +19,8 @@ const (
 	top   = "ecboot" // the cgroup that all guests are in, where there is no systemd
 	inner = "guest"  // the cgroup in a scope that is the guest's alone
 
+	subtreeControl = "cgroup.subtree_control"
+
 	pause = 20 * time.Millisecond // between two looks at what the kernel tells nobody
 )
 
@@ -87,7 +89,7 @@ func (g Guest) plan(all []hierarchy, pid int) (steps []step, err error) {
 		steps = append(steps, step{path: filepath.Join(h.dir, top)})
 		for _, dir := range []string{h.dir, filepath.Join(h.dir, top)} {
 			if h.unified && len(controllers) > 0 {
-				steps = append(steps, step{filepath.Join(dir, "cgroup.subtree_control"), "+" + strings.Join(controllers, " +")})
+				steps = append(steps, step{filepath.Join(dir, subtreeControl), "+" + strings.Join(controllers, " +")})
 			}
 		}
 		steps = append(steps, step{path: h.group(g.Name)})
@@ -97,7 +99,7 @@ func (g Guest) plan(all []hierarchy, pid int) (steps []step, err error) {
 	for _, h := range all {
 		var controllers []string
 		left = slices.DeleteFunc(left, func(l limit) bool {
-			if !slices.Contains(h.controllers, l.controller) || !h.unified && l.old == nil {
+			if !l.servedBy(h) {
 				return false
 			}
 			controllers = append(controllers, l.controller)
@@ -184,15 +186,65 @@ func joinCgroups(ctx context.Context, g Guest, pid int) (Scope, error) {
 
 func takeAll(steps []step) error {
 	for _, s := range steps {
-		err := s.take()
-		switch {
-		case errors.Is(err, unix.EBUSY) && filepath.Base(s.path) == "cgroup.subtree_control":
-			return fmt.Errorf("%w: processes are in %s itself, so its controllers cannot be passed on: leave out the limits, or let systemd run", err, filepath.Dir(s.path))
-		case errors.Is(err, fs.ErrPermission):
-			return fmt.Errorf("control group: %w: run as root", err)
-		case err != nil:
-			return fmt.Errorf("control group: %w", err)
+		if err := s.take(); err != nil {
+			return s.explain(err)
 		}
+	}
+	return nil
+}
+
+// explain says what a step has failed on.
+func (s step) explain(err error) error {
+	switch {
+	case errors.Is(err, unix.EBUSY) && filepath.Base(s.path) == subtreeControl:
+		return fmt.Errorf("%w: processes are in %s itself, so its controllers cannot be passed on: leave out the limits, or let systemd run", err, filepath.Dir(s.path))
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("control group: %w: run as root", err)
+	}
+	return fmt.Errorf("control group: %w", err)
+}
+
+// foresee says what joinCgroups would fail on, as far as that shows without doing
+// anything.
+func (g Guest) foresee(all []hierarchy) error {
+	steps, err := g.plan(all, 0)
+	if err != nil {
+		return err
+	}
+	for _, s := range steps {
+		if err := s.foresee(); err != nil {
+			return s.explain(err)
+		}
+	}
+	return nil
+}
+
+// foresee says that a step will fail on what is mounted to be read only, or on
+// processes in a cgroup that is to have others within: only that of all processes
+// can have both.
+func (s step) foresee() error {
+	op := "open"
+	if s.value == "" {
+		if _, err := os.Stat(s.path); err == nil {
+			return nil
+		}
+		op = "mkdir"
+	}
+	dir := filepath.Dir(s.path)
+	if errors.Is(unix.Access(dir, unix.W_OK), unix.EROFS) {
+		return &fs.PathError{Op: op, Path: s.path, Err: unix.EROFS}
+	}
+	if filepath.Base(s.path) != subtreeControl {
+		return nil
+	}
+	fields := func(file string) []string {
+		b, _ := os.ReadFile(filepath.Join(dir, file))
+		return strings.Fields(string(b))
+	}
+	passed := fields(subtreeControl)
+	more := slices.DeleteFunc(strings.Fields(s.value), func(c string) bool { return slices.Contains(passed, strings.TrimPrefix(c, "+")) })
+	if len(more) > 0 && len(fields("cgroup.type")) > 0 && len(fields("cgroup.procs")) > 0 {
+		return &fs.PathError{Op: "write", Path: s.path, Err: unix.EBUSY}
 	}
 	return nil
 }

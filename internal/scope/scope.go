@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 )
@@ -75,6 +76,32 @@ func (h Host) Join(ctx context.Context, g Guest, pid int) (Scope, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	return join(ctx, g, pid)
+}
+
+// Check says which limits of a guest Join would find that this host cannot enforce.
+// It changes nothing.
+func (h Host) Check(g Guest) error {
+	if err := g.check(); err != nil || g.Limits == (Limits{}) {
+		return err
+	}
+	all, err := hierarchies()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, l := range g.Limits.list() {
+		switch {
+		case slices.ContainsFunc(all, l.servedBy):
+		case h.systemd:
+			errs = append(errs, l.unserved(UnitName(g.Name)))
+		default:
+			errs = append(errs, l.impossible(""))
+		}
+	}
+	if errs != nil || h.systemd {
+		return errors.Join(errs...)
+	}
+	return g.foresee(all)
 }
 
 // Remove ends what is left of a guest that has ended, and its scope. It is no
@@ -161,6 +188,16 @@ func (l Limits) list() (list []limit) {
 }
 
 const cpuPeriod = 100_000 // µs: the kernel's own, and systemd's
+
+// servedBy reports whether a hierarchy can enforce the limit.
+func (l limit) servedBy(h hierarchy) bool {
+	return slices.Contains(h.controllers, l.controller) && (h.unified || l.old != nil)
+}
+
+// unserved says that a unit's control group does not have the limit.
+func (l limit) unserved(unit string) error {
+	return l.impossible("the control group of " + unit + " has no " + l.file)
+}
 
 // impossible says that a limit cannot be enforced.
 func (l limit) impossible(why string) error {

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 )
 
 // asLarge is set for a process of this test that is to hold much memory and to
@@ -160,6 +161,88 @@ func TestPlan(t *testing.T) {
 				t.Error(diff)
 			}
 		})
+	}
+}
+
+// TestCheckSaysWhatJoinWould, on this host.
+func TestCheckSaysWhatJoinWould(t *testing.T) {
+	needCgroups(t)
+	h, name := Host{}, fmt.Sprintf("check %d", os.Getpid())
+	t.Cleanup(func() { h.Remove(context.Background(), name) }) // those of the test have ended then
+	for _, l := range []Limits{{}, {CPUPercent: 50}, {Memory: 1 << 30}, {Tasks: 50}, {IOWeight: 50}, {IOWeight: 10001}} {
+		g := Guest{Name: name, Limits: l}
+		want := ""
+		if _, err := h.Join(t.Context(), g, sleeper(t).Process.Pid); err != nil {
+			want = err.Error()
+		}
+		got := ""
+		if err := h.Check(g); err != nil {
+			got = err.Error()
+		}
+		if got != want {
+			t.Errorf("%+v: %q, and Join says %q", l, got, want)
+		}
+		if err := h.Remove(t.Context(), name); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestForesee has files in the place of cgroups.
+func TestForesee(t *testing.T) {
+	const control = "cgroup.subtree_control"
+	for _, tt := range []struct {
+		name  string
+		files map[string]string
+		want  string
+	}{
+		{"that of all processes", map[string]string{"cgroup.procs": "1\n2\n", control: ""}, ""},
+		{"one without processes", map[string]string{"cgroup.type": "domain\n", "cgroup.procs": "", control: ""}, ""},
+		{"one with processes", map[string]string{"cgroup.type": "domain\n", "cgroup.procs": "0\n", control: "cpu\n"}, "DIR/cgroup.subtree_control: device or resource busy: processes are in DIR itself, so its controllers cannot be passed on: leave out the limits, or let systemd run"},
+		{"one that has passed them on", map[string]string{"cgroup.type": "domain threaded\n", "cgroup.procs": "1\n", control: "cpu memory pids\n"}, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			dir := t.TempDir()
+			for name, text := range tt.files {
+				if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			all := []hierarchy{{dir: dir, unified: true, controllers: []string{"cpu", "memory"}}}
+			got := ""
+			if err := (Guest{Name: "web", Limits: Limits{CPUPercent: 50, Memory: 1 << 30}}).foresee(all); err != nil {
+				got = strings.ReplaceAll(err.Error(), dir, "DIR")
+			}
+			if tt.want == "" && got != "" || !strings.HasSuffix(got, tt.want) {
+				t.Errorf("%q, want %q", got, tt.want)
+			}
+		})
+	}
+}
+
+func TestForeseeWhatIsReadOnly(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to mount")
+	}
+	dir := t.TempDir()
+	failed := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and its mounts end with it
+		err := unix.Unshare(unix.CLONE_NEWNS)
+		if err == nil {
+			err = unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
+		}
+		if err == nil {
+			err = unix.Mount("tmpfs", dir, "tmpfs", unix.MS_RDONLY, "")
+		}
+		if err == nil {
+			g := Guest{Name: "web", Limits: Limits{Memory: 1 << 30}}
+			err = g.foresee([]hierarchy{{dir: dir, unified: true, controllers: []string{"memory"}}})
+		}
+		failed <- err
+	}()
+	if err, want := <-failed, "control group: mkdir "+dir+"/ecboot: read-only file system"; err == nil || err.Error() != want {
+		t.Errorf("%v, want %s", err, want)
 	}
 }
 

@@ -120,7 +120,7 @@ func (g Guest) inspect(unit string, pid int) (Scope, error) {
 		left = slices.DeleteFunc(left, func(l limit) bool {
 			file := l.file
 			if !h.unified {
-				if l.old == nil || !slices.Contains(h.controllers, l.controller) {
+				if !l.servedBy(h) {
 					return false
 				}
 				file = l.old[0].path
@@ -136,7 +136,7 @@ func (g Guest) inspect(unit string, pid int) (Scope, error) {
 		}
 	}
 	if len(left) > 0 {
-		return Scope{}, left[0].impossible("the control group of " + unit + " has no " + left[0].file)
+		return Scope{}, left[0].unserved(unit)
 	}
 	return s, nil
 }
