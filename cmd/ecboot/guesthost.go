@@ -362,14 +362,19 @@ func (h *guestHost) checkDatasets(ctx context.Context) error {
 // of this process takes nothing away from it.
 func (h *guestHost) join(g config.DeclaredGuest) func(pid int) (cgroup string, err error) {
 	return func(pid int) (string, error) {
-		s, err := h.scopes.Join(context.Background(), scope.Guest{
-			Name: g.Name, StopTimeout: g.StopTimeout,
-			Limits: scope.Limits{CPUPercent: g.Limits.CPU, Memory: int64(g.Limits.Memory), Tasks: g.Limits.Tasks, IOWeight: g.Limits.IOWeight},
-		}, pid)
+		s, err := h.scopes.Join(context.Background(), scopeOf(g), pid)
 		if err == nil {
 			err = h.hold(g, pid)
 		}
 		return s.Cgroup, err
+	}
+}
+
+// scopeOf is a guest in the terms of package scope.
+func scopeOf(g config.DeclaredGuest) scope.Guest {
+	return scope.Guest{
+		Name: g.Name, StopTimeout: g.StopTimeout,
+		Limits: scope.Limits{CPUPercent: g.Limits.CPU, Memory: int64(g.Limits.Memory), Tasks: g.Limits.Tasks, IOWeight: g.Limits.IOWeight},
 	}
 }
 

@@ -340,7 +340,8 @@ func (h *guestHost) label(machine string) string {
 	return machine
 }
 
-// upDryRun prints the command of every guest.
+// upDryRun prints the command of every guest, and says what is in the way of the
+// segments and of the guests.
 func upDryRun(ctx context.Context, config string, stdout, stderr io.Writer) error {
 	cfg, err := loadGuests(config, assignWithoutKeeping)
 	if err != nil {
@@ -353,8 +354,8 @@ func upDryRun(ctx context.Context, config string, stdout, stderr io.Writer) erro
 	if err != nil {
 		return err
 	}
-	h := &guestHost{dirs: userDirs(), cfg: cfg}
-	errs := []error{h.checkDatasets(ctx)}
+	h := &guestHost{dirs: userDirs(), scopes: scope.Here(), cfg: cfg}
+	errs := []error{checkSegments(cfg.Segments, newLogger(stderr, slog.LevelWarn)), h.checkDatasets(ctx)}
 	// What lies on a dataset shows when that is mounted.
 	_, datasets, _ := h.datasets()
 	known := func(path string) bool {
@@ -364,6 +365,9 @@ func upDryRun(ctx context.Context, config string, stdout, stderr io.Writer) erro
 	}
 	for _, g := range cfg.Guests {
 		errs = append(errs, missing(g, stateDir(cfg), known))
+		if err := h.scopes.Check(scopeOf(g)); err != nil {
+			errs = append(errs, fmt.Errorf("guest %s: %w", g.Name, err))
+		}
 		argv, err := commands(g)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("guest %s: %w", g.Name, err))
@@ -372,6 +376,32 @@ func upDryRun(ctx context.Context, config string, stdout, stderr io.Writer) erro
 		fmt.Fprintf(stdout, "# %s\n%s\n", g.Name, vmm.ShellQuote(argv))
 	}
 	return withCode(exitEnvironment, errors.Join(errs...))
+}
+
+// checkSegments says what openStack would say of the segments, as far as that
+// shows before anything is changed.
+func checkSegments(list []config.Segment, log *slog.Logger) error {
+	var errs []error
+	for _, seg := range list {
+		if seg.Relay.IsValid() {
+			continue // served through another one
+		}
+		obstacles, warnings, err := lookAtSegment(list, seg)
+		if err != nil {
+			obstacles = []string{err.Error()}
+		}
+		if os.Geteuid() != 0 {
+			// Root's 'ecboot up' itself may be in the way: only root can tell.
+			obstacles, warnings = nil, append(obstacles, warnings...)
+		}
+		for _, text := range warnings {
+			log.Warn(text, "segment", seg.Name)
+		}
+		if len(obstacles) > 0 {
+			errs = append(errs, fmt.Errorf("segment %s: %s", seg.Name, strings.Join(obstacles, "\n")))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // assignWithoutKeeping gives guests the addresses that they would have.
