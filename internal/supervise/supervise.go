@@ -557,7 +557,10 @@ func (s *Supervisor) launch(ctx context.Context, g Guest) (*run, error) {
 	}
 	r, err := newRun(ctx, instance, p.Plan)
 	if err != nil {
-		err = errors.Join(err, instance.Kill(s.ctx))
+		// Also when this supervisor ends: half a start is nothing to adopt.
+		patient, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopSlack)
+		defer cancel()
+		err = errors.Join(err, instance.Kill(patient))
 		<-instance.Done()
 		instance.Forget()
 		s.clean(p.Plan)

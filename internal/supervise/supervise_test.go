@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/every-channel/ecboot/internal/keeper"
 	"github.com/every-channel/ecboot/internal/timeline"
@@ -618,4 +619,61 @@ func TestCleansBeforeItForgets(t *testing.T) {
 		<-b.forgotten
 	}
 	s.Leave()
+}
+
+// unasked is a guest that has started, but whose keeper does not answer in time,
+// and takes its time to be killed.
+type unasked struct {
+	*lasting
+	killing chan struct{} // closed when it is told to
+}
+
+func (unasked) Status(ctx context.Context) (keeper.Status, error) {
+	<-ctx.Done()
+	return keeper.Status{}, ctx.Err()
+}
+
+func (u unasked) Kill(ctx context.Context) error {
+	close(u.killing)
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(time.Second):
+		close(u.stopped)
+		return nil
+	}
+}
+
+// unaskedHost starts one of these.
+type unaskedHost struct {
+	noKeepers
+	starts unasked
+}
+
+func (h unaskedHost) spawn(context.Context, keeper.Plan, keeper.SpawnOptions) (instance, error) {
+	return h.starts, nil
+}
+
+// A start that is given up is taken back whole, also when the supervisor ends
+// meanwhile.
+func TestLeaveTakesBackStarts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := unaskedHost{starts: unasked{&lasting{stopped: make(chan struct{})}, make(chan struct{})}}
+		s, err := New(Config{host: h})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.adopt(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		s.Update([]Guest{{Name: "slow", Prepare: func(context.Context) (*Prepared, error) { return &Prepared{}, nil }}})
+		go s.Start(t.Context(), "slow")
+		synctest.Wait()
+		go s.Stop(t.Context(), "slow", false)
+		<-h.starts.killing
+		s.Leave()
+		if st := s.List()[0]; st.Phase != Stopped {
+			t.Errorf("%+v", st)
+		}
+	})
 }
