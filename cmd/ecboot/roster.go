@@ -31,6 +31,8 @@ type roster struct {
 	// may be nil.
 	applied func(*config.Config, *bootFiles)
 
+	reloading sync.Mutex // held while the file becomes the configuration
+
 	mu       sync.Mutex
 	file     *config.Config // as it was read
 	store    fleet.Store
@@ -64,8 +66,11 @@ func (r *roster) loadLocked() error {
 }
 
 // reload reads the configuration file again. Machines, rules and profiles are as
-// it says from then on; networks stay as they are until a restart.
+// it says from then on; networks stay as they are until a restart. Whoever asks
+// while another reload goes on has the file read after it.
 func (r *roster) reload(ctx context.Context) error {
+	r.reloading.Lock()
+	defer r.reloading.Unlock()
 	next, err := r.read()
 	if err != nil {
 		return err
