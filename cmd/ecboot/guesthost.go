@@ -283,12 +283,13 @@ func (h *guestHost) prepare(ctx context.Context, g config.DeclaredGuest) (_ *sup
 			return nil, err
 		}
 	}
+	var made []string // and not those of another guest, such as this one before it was renamed
 	defer func() {
 		if err != nil {
 			for _, tap := range p.Taps {
 				tap.Close()
 			}
-			err = errors.Join(err, h.clean(p.Plan))
+			err = errors.Join(err, h.unplug(made))
 		}
 	}()
 	for _, nic := range g.NICs {
@@ -300,6 +301,9 @@ func (h *guestHost) prepare(ctx context.Context, g config.DeclaredGuest) (_ *sup
 			return nil, err
 		}
 		p.Taps = append(p.Taps, tap.File)
+		if slices.Contains(p.Plan.Links, tap.Name) {
+			made = append(made, tap.Name)
+		}
 	}
 	return p, nil
 }
@@ -453,8 +457,15 @@ func (h *guestHost) unmount() {
 
 // clean takes back what prepare has made for a guest that has ended.
 func (h *guestHost) clean(p keeper.Plan) error {
+	err := errors.Join(h.unplug(p.Links), h.scopes.Remove(context.Background(), p.Name))
+	h.unmount()
+	return err
+}
+
+// unplug removes links that do not go with their files.
+func (h *guestHost) unplug(links []string) error {
 	var errs []error
-	for _, link := range p.Links {
+	for _, link := range links {
 		for _, one := range h.stack.segments {
 			if one.lan.Parent() != "" {
 				errs = append(errs, one.lan.Unplug(link))
@@ -462,8 +473,6 @@ func (h *guestHost) clean(p keeper.Plan) error {
 		}
 		errs = append(errs, lan.Remove(link))
 	}
-	errs = append(errs, h.scopes.Remove(context.Background(), p.Name))
-	h.unmount()
 	return errors.Join(errs...)
 }
 
