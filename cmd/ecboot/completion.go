@@ -92,6 +92,11 @@ func completeMachines(follows completion) completion {
 				names[len(names)-1] = m.ID().String()
 			}
 		}
+		for _, g := range cfg.Guests {
+			if slices.ContainsFunc(g.NICs, func(n config.GuestNIC) bool { return n.Segment != "" }) {
+				names = append(names, g.Node)
+			}
+		}
 		return names
 	})
 	return func(cmd *cobra.Command, args []string, prefix string) ([]string, cobra.ShellCompDirective) {

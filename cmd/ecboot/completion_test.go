@@ -15,7 +15,7 @@ func TestCompletion(t *testing.T) {
 	file := filepath.Join(dir, "ecboot.toml")
 	text := "[segment.lan]\nbridge = \"br0\"\naddress = \"10.78.0.1/24\"\n[segment.lab]\nbridge = \"br1\"\naddress = \"10.79.0.1/24\"\n[server]\nstate_dir = \"" + dir + "\"\n" +
 		"[profile.rescue]\n[[machine]]\nname = \"node1\"\n[[machine]]\nmac = \"02:00:00:00:00:07\"\n" +
-		"[guest.db]\nbackend = \"microvm\"\n[guest.web]\nbackend = \"microvm\"\n"
+		"[guest.db]\nbackend = \"microvm\"\n[guest.web]\nbackend = \"microvm\"\nnode_name = \"www\"\n[[guest.web.nic]]\nsegment = \"lab\"\n"
 	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -38,7 +38,7 @@ func TestCompletion(t *testing.T) {
 	check("segments", "lab lan", "run", "--segment", "")
 	check("segments of serve", "lab lan", "serve", "--segment", "")
 	check("segments to wake on", "lab lan", "machine", "wake", "node1", "--segment", "")
-	check("machines", "02:00:00:00:00:07 node1", "machine", "show", "")
+	check("machines", "02:00:00:00:00:07 node1 www", "machine", "show", "")
 	check("no second machine", "", "machine", "show", "node1", "")
 	check("a machine's next profile", "default rescue", "machine", "next", "node1", "")
 	check("its keys", "name= address= profile= next= nbp= chainload= tags= option.", "machine", "set", "node1", "prof")

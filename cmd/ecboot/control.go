@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/every-channel/ecboot/internal/api"
@@ -109,7 +110,7 @@ func (s *stack) machine(mac boot.MAC, events []timeline.Event) api.Machine {
 	m := api.Machine{MAC: mac, Steps: []timeline.Step{}}
 	for _, one := range s.segments {
 		a, ok := one.addressOf(mac)
-		if !ok && len(s.segments) > 1 {
+		if !ok && (len(s.segments) > 1 || !slices.ContainsFunc(events, fromNetwork)) {
 			continue
 		}
 		m.Segment = one.Name
@@ -126,6 +127,16 @@ func (s *stack) machine(mac boot.MAC, events []timeline.Event) api.Machine {
 		m.Steps = timeline.Steps(bootBegin(events), events)
 	}
 	return m
+}
+
+// fromNetwork reports whether a server heard an event: others are known of a guest
+// by who watches it, whatever network it is on.
+func fromNetwork(e timeline.Event) bool {
+	switch e.Stage {
+	case timeline.Start, timeline.Firmware, timeline.Linux, timeline.Panic, timeline.Exit, timeline.Guest:
+		return false
+	}
+	return true
 }
 
 // bootBegin is when the last boot began: at the last request of firmware or, of

@@ -18,6 +18,7 @@ import (
 	"github.com/every-channel/ecboot/internal/api"
 	"github.com/every-channel/ecboot/internal/boot"
 	"github.com/every-channel/ecboot/internal/config"
+	declared "github.com/every-channel/ecboot/internal/guest"
 )
 
 const leaseFileName = "leases"
@@ -93,8 +94,16 @@ func allLeases(cfg *config.Config) ([]listedLease, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := assignWithoutKeeping(declared.StoreIn(stateDir(cfg)), cfg); err != nil {
+		return nil, err
+	}
 	known, _ := st.Apply(cfg)
 	names := map[boot.MAC]string{}
+	for _, g := range known.Guests {
+		for _, n := range g.NICs {
+			names[n.MAC] = g.Node
+		}
+	}
 	for _, m := range known.Machines {
 		names[m.MAC] = m.Name
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,6 +18,7 @@ import (
 	"github.com/every-channel/ecboot/internal/boot"
 	"github.com/every-channel/ecboot/internal/config"
 	"github.com/every-channel/ecboot/internal/fleet"
+	declared "github.com/every-channel/ecboot/internal/guest"
 	"github.com/every-channel/ecboot/internal/lan"
 	"github.com/every-channel/ecboot/internal/timeline"
 )
@@ -58,6 +60,8 @@ type listedMachine struct {
 	Platform string            `json:"platform,omitempty"`
 	Steps    []timeline.Step   `json:"steps,omitempty"` // of its last boot
 	Seen     *time.Time        `json:"seen,omitempty"`
+
+	container bool // boots nothing
 }
 
 // fleetView is everything that is known of machines at the moment.
@@ -74,6 +78,9 @@ func openFleet(ctx context.Context, configPath string, stderr io.Writer) (*fleet
 	if err != nil {
 		return nil, err
 	}
+	if err := assignWithoutKeeping(declared.StoreIn(stateDir(file)), file); err != nil {
+		return nil, err
+	}
 	v := &fleetView{file: file, store: machineStore(file)}
 	if v.state, err = v.store.Load(); err != nil {
 		return nil, err
@@ -87,8 +94,30 @@ func openFleet(ctx context.Context, configPath string, stderr io.Writer) (*fleet
 	return v, err
 }
 
-// list returns the declared machines, by name, and then the strangers that
-// servers have seen.
+// identity is that of the machine which somebody means: one of the file is kept by
+// what it has there, and a guest, which its own name means as well, by its MAC.
+func (v *fleetView) identity(machine string) (config.MachineID, error) {
+	id, err := config.ParseMachineID(machine)
+	if err != nil {
+		return id, withCode(exitUsage, err)
+	}
+	for _, cfg := range []*config.Config{v.file, v.cfg} {
+		if m, ok := cfg.Machine(id); ok {
+			return m.ID(), nil
+		}
+	}
+	for _, g := range v.cfg.Guests {
+		for _, n := range g.NICs {
+			if n.Segment != "" && id.Name != "" && (strings.EqualFold(id.Name, g.Name) || strings.EqualFold(id.Name, g.Node)) {
+				return config.MachineID{MAC: n.MAC}, nil
+			}
+		}
+	}
+	return id, nil
+}
+
+// list returns the declared machines, by name, guests among them, and then the
+// strangers that servers have seen.
 func (v *fleetView) list() []listedMachine {
 	seen := map[boot.MAC]api.Machine{}
 	for _, st := range v.servers {
@@ -118,7 +147,27 @@ func (v *fleetView) list() []listedMachine {
 		if m.MAC != (boot.MAC{}) {
 			l.MAC = &m.MAC
 		}
+		if g, ok := v.cfg.GuestWith(m.MAC); ok {
+			l.isGuest(*g)
+		}
 		list = append(list, l)
+	}
+	for _, g := range v.cfg.Guests {
+		for _, n := range g.NICs {
+			s, asked := seen[n.MAC]
+			if _, there := v.cfg.Machine(config.MachineID{MAC: n.MAC}); there || !asked && n.Segment == "" {
+				continue
+			}
+			l := listedMachine{ID: n.MAC.String(), MAC: &n.MAC, Name: g.Node, Declared: true}
+			if l.isGuest(g); n.Address.IsValid() {
+				l.Reserved = n.Address.String()
+			}
+			if asked {
+				l.see(s)
+				delete(seen, n.MAC)
+			}
+			list = append(list, l)
+		}
 	}
 	slices.SortStableFunc(list, func(a, b listedMachine) int {
 		if (a.Name == "") != (b.Name == "") {
@@ -134,6 +183,12 @@ func (v *fleetView) list() []listedMachine {
 	return list
 }
 
+func (l *listedMachine) isGuest(g config.DeclaredGuest) {
+	if l.container = !g.VM(); g.VM() {
+		l.Profile = cmp.Or(l.Profile, guestProfile(g))
+	}
+}
+
 func (l *listedMachine) see(m api.Machine) {
 	l.MAC, l.Segment, l.Address, l.Platform, l.Steps, l.Seen = &m.MAC, m.Segment, m.Address, m.Platform, m.Steps, &m.Seen
 	if l.UUID == "" {
@@ -146,7 +201,7 @@ func (l listedMachine) boots() string {
 	switch {
 	case l.Once != "":
 		return l.Once + " (next time)"
-	case !l.Declared:
+	case !l.Declared, l.container:
 		return "-"
 	case l.Next == config.NextLocal:
 		return "local"
@@ -229,9 +284,9 @@ func newMachineShowCommand(configPath *string) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			id, err := config.ParseMachineID(args[0])
+			id, err := v.identity(args[0])
 			if err != nil {
-				return withCode(exitUsage, err)
+				return err
 			}
 			for _, l := range v.list() {
 				if id.MAC != (boot.MAC{}) && l.MAC != nil && *l.MAC == id.MAC || id.UUID != "" && l.UUID == id.UUID || id.Name != "" && strings.EqualFold(l.Name, id.Name) {
@@ -295,6 +350,8 @@ KEY= without a value takes back what was set here.`,
 						errs = append(errs, err)
 					case value == "":
 						delete(e.Set, key)
+					case key == "profile" && v.canBoot(e.ID, value) != nil:
+						errs = append(errs, v.canBoot(e.ID, value))
 					default:
 						e.Set[key] = value
 					}
@@ -306,6 +363,18 @@ KEY= without a value takes back what was set here.`,
 			})
 		},
 	}
+}
+
+// canBoot says why a machine cannot be told to boot a profile.
+func (v *fleetView) canBoot(machine, profile string) error {
+	id, _ := config.ParseMachineID(machine)
+	if g, ok := v.cfg.GuestWith(id.MAC); ok && (!g.VM() || g.Boot == config.BootDirect) {
+		return fmt.Errorf("guest %s boots nothing from the network: 'ecboot guest edit %[1]s' changes what it runs", g.Name)
+	}
+	if _, ok := v.cfg.Profiles[profile]; !ok && profile != boot.LocalName {
+		return fmt.Errorf("there is no profile %q: the configuration has %s and %s", profile, profileNames(v.cfg), boot.LocalName)
+	}
+	return nil
 }
 
 func newMachineNextCommand(configPath *string) *cobra.Command {
@@ -334,8 +403,8 @@ another boot. The profile "local" is the machine's own disk.`,
 					}
 					e.Booted = false
 				default:
-					if _, ok := v.cfg.Profiles[args[1]]; !ok && args[1] != boot.LocalName {
-						return fmt.Errorf("there is no profile %q: the configuration has %s and %s", args[1], profileNames(v.cfg), boot.LocalName)
+					if err := v.canBoot(e.ID, args[1]); err != nil {
+						return err
 					}
 					e.Once = args[1]
 				}
@@ -373,15 +442,9 @@ func changeMachine(cmd *cobra.Command, configPath, machine string, change func(*
 	if err != nil {
 		return err
 	}
-	id, err := config.ParseMachineID(machine)
+	id, err := v.identity(machine)
 	if err != nil {
-		return withCode(exitUsage, err)
-	}
-	// A machine of the file is kept by the identity that it has there.
-	if m, ok := v.file.Machine(id); ok {
-		id = m.ID()
-	} else if m, ok := v.cfg.Machine(id); ok {
-		id = m.ID()
+		return err
 	}
 	err = v.store.Update(func(st *fleet.State) error {
 		e := st.Entry(id)
@@ -403,6 +466,9 @@ func changeMachine(cmd *cobra.Command, configPath, machine string, change func(*
 	})
 	if err != nil {
 		return err
+	}
+	if _, declared := v.cfg.Machine(id); !declared && id.Name != "" {
+		fmt.Fprintf(cmd.ErrOrStderr(), "no machine %s was declared: this is for one that calls itself so; 'ecboot machine forget %[1]s' takes it back\n", id.Name)
 	}
 	var errs []error
 	for c, st := range v.servers {
@@ -428,9 +494,9 @@ every one. Its firmware must be set to listen while it is off.`,
 			if err != nil {
 				return err
 			}
-			id, err := config.ParseMachineID(args[0])
+			id, err := v.identity(args[0])
 			if err != nil {
-				return withCode(exitUsage, err)
+				return err
 			}
 			mac := id.MAC
 			for _, l := range v.list() {
