@@ -191,3 +191,12 @@ func lockFile(path string, how int) (*os.File, error) {
 func stateDir(cfg *config.Config) string {
 	return cmp.Or(cfg.Server.StateDir, userDirs().State)
 }
+
+// yoursAlone is what an empty list adds for somebody who is not root: verbs that
+// read what is in state directories know those of their user.
+func yoursAlone(cfg *config.Config) string {
+	if userDirs() == rootDirs() || cfg.Server.StateDir != "" {
+		return ""
+	}
+	return "; this looked at what you run yourself, and what root runs is shown to root"
+}

@@ -440,10 +440,14 @@ func TestOperators(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer os.Remove(bin)
+	home := t.TempDir()
+	for d := home; d != "/tmp" && d != "/"; d = filepath.Dir(d) {
+		os.Chmod(d, 0o777)
+	}
 	as := func(t *testing.T, who string, args ...string) result {
 		t.Helper()
 		cmd := exec.Command("setpriv", append(append(strings.Fields(who), "--inh-caps=-all", bin), args...)...)
-		cmd.Env = []string{mainVar + "=1", "HOME=/nonexistent", "PATH=" + os.Getenv("PATH")}
+		cmd.Env = []string{mainVar + "=1", "HOME=" + home, "PATH=" + os.Getenv("PATH")}
 		cmd.Dir = "/"
 		var stdout, stderr strings.Builder
 		cmd.Stdout, cmd.Stderr = &stdout, &stderr
@@ -501,6 +505,20 @@ func TestOperators(t *testing.T) {
 		}
 		as(t, operator, "guest", "import", macs).want(t, exitEnvironment, rootDirs().State, "sudo ecboot guest import")
 	})
+	// Verbs that read state directories know of servers of their user's alone.
+	for _, tt := range []struct {
+		args string
+		code int
+		want string
+	}{
+		{"machine list", 0, "what root runs is shown to root"},
+		{"lease list", 0, "what root runs is shown to root"},
+		{"machine show node1", 1, "what root runs is shown to root"},
+		{"lease show node1", 1, "what root runs is shown to root"},
+		{"machine set 52:54:00:00:00:01 tags=a", 0, "kept in " + home + "/.local/state/ecboot/machines.json for servers that you run yourself"},
+	} {
+		as(t, stranger, strings.Fields(tt.args)...).want(t, tt.code, tt.want)
+	}
 	t.Run("joined since the login", func(t *testing.T) {
 		listenFake(t, &fakeUp{}, "games")
 		as(t, stranger, "guest", "list").want(t, exitEnvironment, "you have joined the group games since you logged in", "newgrp games")

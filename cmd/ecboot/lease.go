@@ -70,7 +70,7 @@ func newLeaseListCommand(configPath *string) *cobra.Command {
 				list = []listedLease{}
 			}
 			if len(list) == 0 {
-				fmt.Fprintln(cmd.ErrOrStderr(), "no leases: machines get them from 'ecboot serve' and 'ecboot run'")
+				fmt.Fprintln(cmd.ErrOrStderr(), "no leases: machines get them from 'ecboot serve' and 'ecboot run'"+yoursAlone(cfg))
 			}
 			return printList(cmd, output, "leases", list, func(w *tabwriter.Writer) {
 				if len(list) == 0 {
@@ -154,7 +154,7 @@ func findLeases(cfg *config.Config, what string) ([]listedLease, error) {
 		return l.Addr != a && (errMAC != nil || l.MAC != mac) && (what == "" || !strings.EqualFold(l.Name, what))
 	})
 	if len(list) == 0 {
-		return nil, fmt.Errorf("no lease of %s; 'ecboot lease list' lists all, by address, MAC and name", what)
+		return nil, fmt.Errorf("no lease of %s; 'ecboot lease list' lists all, by address, MAC and name%s", what, yoursAlone(cfg))
 	}
 	return list, nil
 }

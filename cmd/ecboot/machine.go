@@ -251,7 +251,7 @@ func newMachineListCommand(configPath *string) *cobra.Command {
 			}
 			list := v.list()
 			if len(list) == 0 {
-				fmt.Fprintln(cmd.ErrOrStderr(), "no machines: 'ecboot machine set MAC profile=PROFILE' declares one, and 'ecboot serve' shows those that ask")
+				fmt.Fprintln(cmd.ErrOrStderr(), "no machines: 'ecboot machine set MAC profile=PROFILE' declares one, and 'ecboot serve' shows those that ask"+yoursAlone(v.file))
 			}
 			return printList(cmd, output, "machines", list, func(w *tabwriter.Writer) {
 				if len(list) == 0 {
@@ -293,7 +293,7 @@ func newMachineShowCommand(configPath *string) *cobra.Command {
 					return printList(cmd, output, "machine", l, func(w *tabwriter.Writer) { l.writeText(w) })
 				}
 			}
-			return fmt.Errorf("no machine %s is declared or was seen; 'ecboot machine list' lists those that are", args[0])
+			return fmt.Errorf("no machine %s is declared or was seen; 'ecboot machine list' lists those that are%s", args[0], yoursAlone(v.file))
 		},
 	}
 	outputFlag(cmd, &output)
@@ -469,6 +469,9 @@ func changeMachine(cmd *cobra.Command, configPath, machine string, change func(*
 	}
 	if _, declared := v.cfg.Machine(id); !declared && id.Name != "" {
 		fmt.Fprintf(cmd.ErrOrStderr(), "no machine %s was declared: this is for one that calls itself so; 'ecboot machine forget %[1]s' takes it back\n", id.Name)
+	}
+	if len(v.servers) == 0 && yoursAlone(v.file) != "" {
+		fmt.Fprintf(cmd.ErrOrStderr(), "kept in %s for servers that you run yourself, of which none runs: root says it to those of root\n", v.store.Path)
 	}
 	var errs []error
 	for c, st := range v.servers {
