@@ -731,6 +731,18 @@ func TestGuestEdit(t *testing.T) {
 			t.Errorf("%v, %v\n%s", st, err, text())
 		}
 	})
+	t.Run("what is opened at the start", func(t *testing.T) {
+		write(t)
+		const what = "until 'ecboot up' is restarted"
+		if r := edit(t, change); strings.Contains(r.stdout, what) {
+			t.Error(r.stdout)
+		}
+		write(t)
+		const port = `printf "[server]\nhttp_port = 8080\n" >> "$1"; sed -i 1,2d "$1"`
+		edit(t, port).want(t, 0, "[server] http_port = 8080\n", what)
+		write(t)
+		edit(t, port, "-o", "json").want(t, 0, `"restart_up": true`)
+	})
 	t.Run("nothing", func(t *testing.T) {
 		write(t)
 		if r := edit(t, "true"); r.code != 0 || r.stdout != file+": nothing was changed\n" || r.stderr != "" {

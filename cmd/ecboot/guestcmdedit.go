@@ -61,6 +61,9 @@ type edited struct {
 	Changes  []string `json:"changes"`  // of values, a line each
 	Reloaded bool     `json:"reloaded"` // by 'ecboot up'
 	Restart  []string `json:"restart"`  // guests that run as they were declared before
+	// RestartUp is true when segments or servers have changed, which are opened
+	// at the start.
+	RestartUp bool `json:"restart_up"`
 
 	written bool
 }
@@ -78,6 +81,9 @@ func (e edited) writeText(w io.Writer) {
 		fmt.Fprintf(w, "%s is written; no 'ecboot up' runs here that would take it over\n", e.File)
 	default:
 		fmt.Fprintf(w, "%s is written, and 'ecboot up' has taken it over\n", e.File)
+	}
+	if e.Reloaded && e.RestartUp {
+		fmt.Fprintln(w, "[segment] and [server] hold as before until 'ecboot up' is restarted, as by 'systemctl restart ecboot'")
 	}
 	if len(e.Restart) > 0 {
 		fmt.Fprintf(w, "still as before until 'ecboot guest restart %s'\n", strings.Join(e.Restart, " "))
@@ -125,6 +131,7 @@ func (e editor) edit(ctx context.Context, path string, guest []string) (done edi
 		return done, err
 	}
 	done.written, done.Changes = true, changes(previous, next)
+	done.RestartUp = previous != nil && changesNetworks(previous, next)
 	return done, e.reload(ctx, &done)
 }
 

@@ -98,11 +98,20 @@ func (r *roster) put(next *config.Config, files *bootFiles) error {
 		r.file, r.files = before, beforeFiles
 		return err
 	}
-	if !reflect.DeepEqual(before.Segments, next.Segments) || !reflect.DeepEqual(before.Server, next.Server) {
+	if changesNetworks(before, next) {
 		r.log.Warn("machines, rules and profiles are in effect; what has changed in [segment] and [server] will be after a restart")
 	}
 	return nil
 }
+
+// changesNetworks reports whether two configurations differ in what is opened once,
+// at the start.
+func changesNetworks(before, next *config.Config) bool {
+	return !reflect.DeepEqual(before.Segments, next.Segments) || !reflect.DeepEqual(before.Server, next.Server)
+}
+
+// wasRead is what a serving process says of a reload.
+const wasRead = "the configuration was read again"
 
 // onHangup reloads at every SIGHUP until ctx is done.
 func (r *roster) onHangup(ctx context.Context, hangup <-chan os.Signal, say func(string)) {
@@ -114,7 +123,7 @@ func (r *roster) onHangup(ctx context.Context, hangup <-chan os.Signal, say func
 			if err := r.reload(ctx); err != nil {
 				say("the configuration is wrong and stays as it was:\n" + err.Error())
 			} else {
-				say("the configuration was read again")
+				say(wasRead)
 			}
 		}
 	}

@@ -219,7 +219,13 @@ func up(ctx context.Context, o upOptions, stderr io.Writer) (err error) {
 	events, unwatch := known.bootEvents(stack.timeline)
 	defer unwatch()
 	backend := stack.backend(known)
-	backend.Reload = func() error { return known.reload(ctx) }
+	backend.Reload = func() error {
+		err := known.reload(ctx)
+		if err == nil {
+			fmt.Fprintln(stderr, wasRead)
+		}
+		return err // whoever asked says it
+	}
 	if !o.noGuests {
 		backend.Guests = &upGuests{sup: sup, host: host}
 	}
