@@ -483,6 +483,15 @@ func (h *guestHost) check(g config.DeclaredGuest, p keeper.Plan) (drift []string
 		return nil
 	}
 	for _, nic := range g.NICs {
+		if nic.Macvtap != "" && g.VM() {
+			mended, err := lan.MendMacvtap(linkName(nic))
+			if err != nil {
+				drift = append(drift, err.Error())
+			} else if mended {
+				h.log.Warn("a port was down and is up again", "guest", g.Name, "port", linkName(nic))
+			}
+			continue
+		}
 		one := h.stack.segment(nic.Segment)
 		if nic.Segment == "" || one == nil {
 			continue

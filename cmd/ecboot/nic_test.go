@@ -4,12 +4,14 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 
 	"github.com/vishvananda/netlink"
 
+	"github.com/every-channel/ecboot/internal/api"
 	"github.com/every-channel/ecboot/internal/nettest"
 	"github.com/every-channel/ecboot/internal/timeline"
 )
@@ -118,6 +120,12 @@ segment = "lan"
 	for _, to := range []string{addresses[1], host, neighbour} {
 		s.typed(t, "on-macvtap", "ping -c 1 "+to, "64 bytes from "+to)
 	}
+	// A link that somebody deletes is told.
+	gone := s.guest(t, "on-macvtap").NICs[0].Link
+	u.Run(t, "ip", "link", "del", gone)
+	s.awaitGuest(t, "on-macvtap", func(g api.Guest) bool {
+		return slices.ContainsFunc(g.Drift, func(d string) bool { return strings.Contains(d, "the port "+gone+" is gone") })
+	})
 	s.cmd.Process.Signal(syscall.SIGTERM)
 	if code := s.end(t); code != 0 {
 		t.Errorf("exit code %d", code)

@@ -200,6 +200,21 @@ func (c change) openMacvtap() (*Tap, error) {
 	return openMacvtap(link)
 }
 
+// MendMacvtap brings up what Macvtap has made, if somebody took it down, and reports
+// whether it did. One that is gone does not come back, as with Replug.
+func MendMacvtap(name string) (mended bool, err error) {
+	port, err := findPort(name)
+	switch {
+	case err != nil:
+		return false, err
+	case port.Type() != "macvtap":
+		return false, notThePort(port)
+	case port.Attrs().Flags&net.FlagUp != 0:
+		return false, nil
+	}
+	return true, startMacvtap(port)
+}
+
 func startMacvtap(link netlink.Link) error {
 	name := link.Attrs().Name
 	if err := noIPv6(name); err != nil {

@@ -128,20 +128,32 @@ func (s *Segment) Plugged(name string) bool {
 // bridge or down, or made the bridge anew. A port that is gone does not come
 // back: its guest holds the file of the old one.
 func (s *Segment) Replug(name string) error {
-	port, err := netlink.LinkByName(name)
-	if isNotFound(err) {
-		return fmt.Errorf("the port %s is gone, and comes back only when its guest is started again", name)
-	}
+	port, err := findPort(name)
 	if err != nil {
-		return fmt.Errorf("%s: %w", name, err)
+		return err
 	}
 	if s.opened.Parent == "" {
 		return s.plug(name)
 	}
 	if port.Type() != "macvtap" {
-		return fmt.Errorf("the port %s is gone: the link of this name is a %s", name, port.Type())
+		return notThePort(port)
 	}
 	return startMacvtap(port)
+}
+
+func findPort(name string) (netlink.Link, error) {
+	port, err := netlink.LinkByName(name)
+	if isNotFound(err) {
+		return nil, fmt.Errorf("the port %s is gone, and comes back only when its guest is started again", name)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return port, nil
+}
+
+func notThePort(link netlink.Link) error {
+	return fmt.Errorf("the port %s is gone: the link of this name is a %s", link.Attrs().Name, link.Type())
 }
 
 // noIPv6 keeps the host silent on a guest's port, where it has nothing to say.

@@ -144,6 +144,30 @@ func TestParentsAddressMovesToTheServers(t *testing.T) {
 	run(t, "ping", "-c1", "-W5", "10.79.0.1")
 }
 
+func TestMendMacvtap(t *testing.T) {
+	office(t)
+	tap, err := Macvtap("nic0", "web", guestMAC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tap.File.Close()
+	for _, want := range []bool{false, true} {
+		if mended, err := MendMacvtap("web"); err != nil || mended != want {
+			t.Errorf("mended %t, %v", mended, err)
+		}
+		run(t, "ip", "link", "set", "web", "down")
+	}
+	run(t, "ip", "link", "del", "web")
+	if _, err := MendMacvtap("web"); err == nil || !strings.Contains(err.Error(), "web is gone, and comes back only when") {
+		t.Error(err)
+	}
+	run(t, "ip", "link", "add", "web", "type", "bridge")
+	defer run(t, "ip", "link", "del", "web")
+	if _, err := MendMacvtap("web"); err == nil || !strings.Contains(err.Error(), "web is gone: the link of this name is a bridge") {
+		t.Error(err)
+	}
+}
+
 // A container's macvlan is in its own namespace, where planning does not see it.
 func TestUplinkWithMacvlanOfAContainer(t *testing.T) {
 	office(t)
