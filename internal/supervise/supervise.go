@@ -713,6 +713,11 @@ func (s *Supervisor) Check() {
 					s.fail(j.g, d)
 				}
 			}
+			for _, d := range j.g.drift {
+				if !slices.Contains(drift, d) {
+					s.say(j.g, "no longer: "+d)
+				}
+			}
 			j.g.drift = drift
 		}
 		s.mu.Unlock()

@@ -311,6 +311,28 @@ func TestDrift(t *testing.T) {
 	}
 }
 
+// What is wrong with a guest that runs is told once, and so is its end.
+func TestDriftThatEnds(t *testing.T) {
+	s, err := New(Config{host: noKeepers{}, Timeline: timeline.New()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	drift := []string{"the disk is full"}
+	g := &guest{Guest: Guest{Name: "db", Machine: "m", Check: func(keeper.Plan) []string { return drift }}, declared: true, run: &run{instance: &lasting{}}}
+	s.guests["db"] = g
+	s.Check()
+	s.Check()
+	drift = nil
+	s.Check()
+	var said []string
+	for _, e := range s.cfg.Timeline.Events("m") {
+		said = append(said, e.Detail)
+	}
+	if want := []string{"the disk is full", "no longer: the disk is full"}; !slices.Equal(said, want) || g.drift != nil {
+		t.Errorf("%q, %q", said, g.drift)
+	}
+}
+
 // lasting is a guest that runs until it is stopped.
 type lasting struct {
 	instance
