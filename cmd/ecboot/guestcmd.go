@@ -268,7 +268,7 @@ func guestNote(g api.Guest) string {
 		return fmt.Sprintf("%s, and %d more: 'ecboot guest show %s'", g.Drift[0], len(g.Drift)-1, g.Name)
 	case g.State == api.Stopped && g.Down == api.ByHand && g.Autostart:
 		return "stopped by hand: 'ecboot guest start " + g.Name + "' starts it"
-	case g.State == api.Stopped && g.LastExit != "":
+	case g.LastExit != "":
 		return "last exit: " + g.LastExit
 	}
 	return ""

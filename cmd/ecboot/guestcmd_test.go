@@ -417,12 +417,16 @@ func TestNoSupervisor(t *testing.T) {
 	ecboot(t, "guest", "list").want(t, exitEnvironment, "no 'ecboot up' runs here")
 }
 
-// What starts by itself and does not, because somebody has stopped it, says so.
+// A guest that somebody has stopped, or that has crashed before, says so.
 func TestGuestStoppedByHand(t *testing.T) {
 	f := &fakeUp{guests: []api.Guest{{Name: "db", Backend: "qemu", State: api.Stopped, Down: api.ByHand, Autostart: true, LastExit: "killed"}}}
 	listenFake(t, f, "users")
 	ecboot(t, "guest", "list").want(t, 0, "stopped by hand: 'ecboot guest start db' starts it\n")
 	ecboot(t, "guest", "show", "db").want(t, 0, "autostart  yes\n", "down       by hand\n", "last exit  killed\n")
+	f.mu.Lock()
+	f.guests = []api.Guest{{Name: "db", Backend: "qemu", State: api.Running, Restarts: 1, LastExit: "guest-panic: oops"}}
+	f.mu.Unlock()
+	ecboot(t, "guest", "list").want(t, 0, "last exit: guest-panic: oops\n") // after which it was started again
 }
 
 // Members of the group do over the socket what root does, and nobody else does

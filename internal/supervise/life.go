@@ -51,7 +51,7 @@ type life struct {
 	Phase    Phase
 	Since    time.Time // when the phase began
 	Next     time.Time // Waiting, Failed: when it is started again; zero: not by itself
-	Reason   string    // of its last end, or why it could not be started
+	Reason   string    // of its last end, or why it could not be started; Running: of the end after which it was started again by itself
 	Failures int       // ends and failed starts in a row, none of which came after a long run
 	Restarts int       // starts that nobody asked for
 	Down     string    // why it is not to run: one of the down… constants; empty: it is
@@ -135,9 +135,7 @@ func (l life) next(e event, p Policy, now time.Time) (life, action) {
 			}
 			return l, doStop
 		}
-		l = l.enter(Running, now)
-		l.Reason = ""
-		return l, doNothing
+		return l.enter(Running, now), doNothing
 	case startFailed:
 		return l.startFailed(e.err, p, now)
 	case ended:
@@ -147,11 +145,14 @@ func (l life) next(e event, p Policy, now time.Time) (life, action) {
 			return l, doNothing
 		}
 		l.Restarts++
+		if l.Phase == Failed {
+			l.Reason = ""
+		}
 		return l.enter(Starting, now), doStart
 	case changed:
 		// What kept it from starting may be mended.
 		if l.Phase == Failed && l.Down == "" {
-			l.Failures = 0
+			l.Failures, l.Reason = 0, ""
 			return l.enter(Starting, now), doStart
 		}
 	}
@@ -174,7 +175,7 @@ func (l life) askStart(now time.Time) (life, action) {
 	case Starting, Running:
 		return l, doNothing
 	}
-	l.Failures = 0 // whoever asks believes that it will work
+	l.Failures, l.Reason = 0, "" // whoever asks believes that it will work
 	return l.enter(Starting, now), doStart
 }
 
@@ -246,7 +247,7 @@ func (l life) ended(exit keeper.Exit, p Policy, now time.Time) (life, action) {
 	}
 	switch {
 	case stopping && again:
-		l.Failures = 0
+		l.Failures, l.Reason = 0, ""
 		return l.enter(Starting, now), doStart
 	case stopping || l.Down != "":
 		return l.enter(Stopped, now), doNothing
@@ -255,6 +256,7 @@ func (l life) ended(exit keeper.Exit, p Policy, now time.Time) (life, action) {
 		return l.enter(Stopped, now), doNothing
 	case exit.How != "":
 		// A supervisor that is gone asked it to end, and not for good.
+		l.Reason = ""
 		return l.enter(Starting, now), doStart
 	case exit.Reboot:
 		l.Restarts++

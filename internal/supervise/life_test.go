@@ -50,9 +50,10 @@ func TestNext(t *testing.T) {
 	}{
 		{"start", in(Stopped, down(downUnstarted)), event{kind: startAsked}, policy, in(Starting, begun), doStart},
 		{"start what runs", in(Running), event{kind: startAsked}, policy, in(Running), doNothing},
-		{"start what waits", in(Waiting, failures(4), next(9)), event{kind: startAsked}, policy, in(Starting, begun), doStart},
+		{"start what waits", in(Waiting, failures(4), reason(oops), next(9)), event{kind: startAsked}, policy, in(Starting, begun), doStart},
 		{"start what stops", in(Stopping, down(downByHand)), event{kind: startAsked}, policy, in(Stopping, again), doNothing},
-		{"it runs", in(Starting, failures(2), reason("x")), event{kind: started}, policy, in(Running, begun, failures(2)), doNothing},
+		{"it runs", in(Starting), event{kind: started}, policy, in(Running, begun), doNothing},
+		{"it runs again", in(Starting, failures(2), reason(oops)), event{kind: started}, policy, in(Running, begun, failures(2), reason(oops)), doNothing},
 
 		{"it cannot be started", in(Starting), event{kind: startFailed, err: errors.New("no image")}, policy,
 			in(Failed, begun, failures(1), reason("no image"), next(5*time.Second)), doNothing},
@@ -60,14 +61,14 @@ func TestNext(t *testing.T) {
 			in(Failed, begun, failures(3), reason("no image"), next(20*time.Second)), doNothing},
 		{"nor ever", in(Starting), event{kind: startFailed, err: errors.New("no image")}, never,
 			in(Failed, begun, failures(1), reason("no image")), doNothing},
-		{"it is tried again", in(Failed, failures(1), next(0)), event{kind: elapsed}, policy, in(Starting, begun, failures(1), restarts), doStart},
-		{"a mended declaration is tried at once", in(Failed, failures(5), next(9)), event{kind: changed}, policy, in(Starting, begun), doStart},
+		{"it is tried again", in(Failed, failures(1), reason("no image"), next(0)), event{kind: elapsed}, policy, in(Starting, begun, failures(1), restarts), doStart},
+		{"a mended declaration is tried at once", in(Failed, failures(5), reason("no image"), next(9)), event{kind: changed}, policy, in(Starting, begun), doStart},
 		{"a changed one does not matter to what runs", in(Running), event{kind: changed}, policy, in(Running), doNothing},
 
 		{"stopped by the service manager", in(Running), event{kind: ended, exit: keeper.Exit{Reason: "poweroff", How: "power button", Told: true}}, always,
 			in(Stopped, begun, down(downByHand), reason("poweroff")), doNothing},
 		{"stopped by a supervisor that is gone", in(Running, failures(2)), event{kind: ended, exit: keeper.Exit{Reason: "poweroff", How: "power button"}}, policy,
-			in(Starting, begun, failures(2), reason("poweroff")), doStart},
+			in(Starting, begun, failures(2)), doStart},
 		{"it was to stay down", in(Running, down(downByHand)), event{kind: ended, exit: keeper.Exit{Reason: "poweroff", How: "power button"}}, always,
 			in(Stopped, begun, down(downByHand), reason("poweroff")), doNothing},
 		{"crash", in(Running), event{kind: ended, exit: crash}, policy, in(Waiting, begun, failures(1), reason(oops), next(5*time.Second)), doNothing},
@@ -86,7 +87,7 @@ func TestNext(t *testing.T) {
 			in(Waiting, begun, failures(4), reason("reboot"), next(40*time.Second), restarts), doNothing},
 		{"reboot after a while", in(Running, failures(3), since(-4*time.Second)), event{kind: ended, exit: reboot}, policy,
 			in(Starting, begun, failures(1), reason("reboot"), restarts), doStart},
-		{"the wait is over", in(Waiting, failures(2), next(0)), event{kind: elapsed}, policy, in(Starting, begun, failures(2), restarts), doStart},
+		{"the wait is over", in(Waiting, failures(2), reason(oops), next(0)), event{kind: elapsed}, policy, in(Starting, begun, failures(2), reason(oops), restarts), doStart},
 		{"it was over before", in(Running), event{kind: elapsed}, policy, in(Running), doNothing},
 
 		{"stop", in(Running), event{kind: stopAsked}, policy, in(Stopping, begun, down(downByHand)), doStop},
@@ -106,7 +107,7 @@ func TestNext(t *testing.T) {
 
 		{"restart", in(Running, failures(2)), event{kind: restartAsked}, policy, in(Stopping, begun, failures(2), again), doStop},
 		{"restart what is down", in(Stopped, down(downByHand)), event{kind: restartAsked}, policy, in(Starting, begun), doStart},
-		{"it starts again", in(Stopping, failures(2), again), event{kind: ended, exit: poweroff}, never, in(Starting, begun, reason("guest-shutdown")), doStart},
+		{"it starts again", in(Stopping, failures(2), again), event{kind: ended, exit: poweroff}, never, in(Starting, begun), doStart},
 		{"somebody would rather have it down", in(Stopping, again), event{kind: stopAsked}, policy, in(Stopping, down(downByHand)), doNothing},
 
 		{"no longer declared", in(Running), event{kind: forgotten}, always, in(Running, down(downForgotten)), doNothing},
