@@ -80,8 +80,8 @@ func followNIC(name string, stop <-chan struct{}, again func()) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
-	updates := make(chan netlink.AddrUpdate)
-	if err := netlink.AddrSubscribe(updates, stop); err != nil {
+	updates, end, err := addressUpdates()
+	if err != nil {
 		return fmt.Errorf("watch the addresses of %s: %w", name, err)
 	}
 	go func() {
@@ -89,24 +89,44 @@ func followNIC(name string, stop <-chan struct{}, again func()) error {
 		for {
 			select {
 			case <-stop:
-				// The subscription ends with its next update only.
-				go func() {
-					for range updates {
-					}
-				}()
+				end()
 				return
 			case u, ok := <-updates:
-				if !ok {
-					return
+				if !ok { // more came at once than a socket holds
+					end()
+					updates, end = nil, func() {}
 				}
-				if u.NewAddr && u.LinkIndex == nic.Attrs().Index {
+				if !ok || u.NewAddr && u.LinkIndex == nic.Attrs().Index {
 					settled = time.After(followAfter)
 				}
 			case <-settled:
 				settled = nil
+				if updates == nil {
+					var err error
+					if updates, end, err = addressUpdates(); err != nil {
+						settled = time.After(followAfter)
+					}
+				}
 				again()
 			}
 		}
 	}()
 	return nil
+}
+
+// addressUpdates are the changes of all links' addresses, until end is called or
+// some were lost.
+func addressUpdates() (updates chan netlink.AddrUpdate, end func(), err error) {
+	updates, done := make(chan netlink.AddrUpdate), make(chan struct{})
+	if err := netlink.AddrSubscribe(updates, done); err != nil {
+		return nil, func() {}, err
+	}
+	return updates, func() {
+		close(done)
+		// The subscription ends with its next update only.
+		go func() {
+			for range updates {
+			}
+		}()
+	}, nil
 }

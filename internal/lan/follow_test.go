@@ -1,6 +1,7 @@
 package lan
 
 import (
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -8,6 +9,9 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink"
+
+	"github.com/every-channel/ecboot/internal/nettest"
 )
 
 // await waits until a state is reached that nothing announces.
@@ -49,6 +53,45 @@ func TestRenewedAddressesFollowToTheBridge(t *testing.T) {
 			t.Errorf("the NIC lacks %q: %s", want, have)
 		}
 	}
+}
+
+// A machine with many containers may change more addresses at once than the
+// kernel keeps for somebody who is busy.
+func TestFollowingGoesOnAfterAFlood(t *testing.T) {
+	office(t)
+	nettest.Bridge(t, "br8", "")
+	bridge, err := netlink.LinkByName("br8")
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop := make(chan struct{})
+	defer close(stop)
+	called, goOn := make(chan struct{}), make(chan struct{})
+	if err := followNIC("nic0", stop, func() { called <- struct{}{}; <-goOn }); err != nil {
+		t.Fatal(err)
+	}
+	again := func(what string) {
+		t.Helper()
+		select {
+		case <-called:
+		case <-time.After(30 * time.Second):
+			t.Fatal("not called after " + what)
+		}
+	}
+	run(t, "ip", "addr", "add", "10.79.0.77/24", "dev", "nic0")
+	again("an address was added")
+	for i := range 4000 {
+		ip := net.IPv4(10, 50, byte(i>>8), byte(i))
+		if err := netlink.AddrAdd(bridge, &netlink.Addr{IPNet: netlink.NewIPNet(ip)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	goOn <- struct{}{}
+	again("some changes were lost")
+	goOn <- struct{}{}
+	run(t, "ip", "addr", "add", "10.79.0.78/24", "dev", "nic0")
+	again("another address was added")
+	goOn <- struct{}{}
 }
 
 func TestSilentGatewayPutsEverythingBack(t *testing.T) {
