@@ -64,6 +64,8 @@ func moveAgain(made []change, save func() error) {
 	if err != nil || len(b.Addresses) == 0 {
 		return
 	}
+	// What was written down before must not seem as old as the first of it.
+	c.Saved = c.Saved.age(c.On)
 	c.Saved.merge(b)
 	if save() == nil {
 		_ = b.relocate(c.Link, c.On, func() {})

@@ -55,6 +55,38 @@ func TestRenewedAddressesFollowToTheBridge(t *testing.T) {
 	}
 }
 
+// A lease that was renewed is as old as its renewal, not as the first one.
+func TestRenewedAddressesComeBackWithALostBridge(t *testing.T) {
+	office(t)
+	lease := func(verb string) {
+		run(t, "ip", "addr", verb, "10.79.0.60/24", "dev", "nic0", "valid_lft", "3600", "preferred_lft", "3600")
+	}
+	lease("add")
+	s, err := Open(Config{Uplink: "nic0", NoteDir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	const later = 50 * time.Minute
+	pass := func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		saved := s.made[moveOf(s.made)].Saved
+		saved.At = saved.At.Add(-later)
+	}
+	pass()
+	lease("add")
+	await(t, "the move to the bridge", func() bool { return run(t, "ip", "-4", "addr", "show", "dev", "nic0") == "" })
+	pass()
+	run(t, "ip", "link", "del", s.Interface())
+	if _, err := s.Mend(); err != nil {
+		t.Fatal(err)
+	}
+	if have := run(t, "ip", "-4", "addr", "show", "dev", s.Interface()); !strings.Contains(have, "10.79.0.60/24") {
+		t.Errorf("the bridge has no longer the address: %s", have)
+	}
+}
+
 // A machine with many containers may change more addresses at once than the
 // kernel keeps for somebody who is busy.
 func TestFollowingGoesOnAfterAFlood(t *testing.T) {

@@ -403,7 +403,7 @@ func (m message) route(from, to uint32) (message, error) {
 // age returns the belongings as they are by now: addresses that have a lifetime
 // have what is left of it, or what was added to it on the link that has them now.
 func (b *belongings) age(now string) *belongings {
-	aged := &belongings{Index: b.Index}
+	aged := &belongings{Index: b.Index, Gateways: b.Gateways, At: time.Now()}
 	elapsed := uint32(max(0, time.Since(b.At)) / time.Second)
 	renewed := map[netip.Prefix][]byte{}
 	if link, err := netlink.LinkByName(now); err == nil {
