@@ -218,3 +218,59 @@ esac
 		}
 	}
 }
+
+// An address that has run out takes along what came with it.
+func TestWhatHasRunOutIsNotPutBack(t *testing.T) {
+	office(t)
+	for _, args := range []string{
+		"addr add 10.61.0.60/24 dev nic0 valid_lft 4 preferred_lft 4",
+		"route add 10.62.0.0/16 via 10.61.0.1",
+		"route add 10.63.0.0/16 via 10.79.0.1 src 10.61.0.60",
+	} {
+		run(t, "ip", strings.Fields(args)...)
+	}
+	s, err := Open(Config{Uplink: "nic0", NoteDir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	await(t, "the end of the address", func() bool {
+		return !strings.Contains(run(t, "ip", "addr", "show", "dev", s.Interface()), "10.61.0.60")
+	})
+	if mended, err := s.Mend(); len(mended) > 0 || err != nil {
+		t.Errorf("mended %q, %v", mended, err)
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	if have := run(t, "ip", "route"); !strings.Contains(have, "default via 10.79.0.1 dev nic0") {
+		t.Errorf("the routes are %s", have)
+	}
+}
+
+// A port whose MTU somebody has lowered has no IPv6 any more.
+func TestWhatCannotComeBackKeepsNothingElseAway(t *testing.T) {
+	office(t)
+	dir := t.TempDir()
+	s, err := Open(Config{Uplink: "nic0", NoteDir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	run(t, "ip", "link", "set", "nic0", "mtu", "1200")
+	if err := s.Close(); err == nil || !strings.Contains(err.Error(), "2001:db8:79::2/64") {
+		t.Errorf("got %v", err)
+	}
+	have := run(t, "ip", "addr", "show", "dev", "nic0") + run(t, "ip", "route", "show", "table", "all", "dev", "nic0")
+	for _, want := range []string{"10.79.0.2/24", "192.0.2.5/32", "default via 10.79.0.1", "10.81.0.0/16 via 10.79.0.1 table 100"} {
+		if !strings.Contains(have, want) {
+			t.Errorf("the NIC lacks %q: %s", want, have)
+		}
+	}
+	run(t, "ip", "link", "set", "nic0", "mtu", "1500")
+	if err := Sweep(dir); err != nil {
+		t.Errorf("once it can: %v", err)
+	}
+	if have := run(t, "ip", "-6", "addr", "show", "dev", "nic0"); !strings.Contains(have, "2001:db8:79::2/64") {
+		t.Errorf("once it can: %s", have)
+	}
+}

@@ -22,6 +22,9 @@ type belongings struct {
 	Index     uint32    `json:"index"` // the link's
 	Addresses []message `json:"addresses"`
 	Routes    []message `json:"routes"`
+	// Gone are addresses that have run out. The kernel takes routes from
+	// there with them, and will not have those by way of them either.
+	Gone []netip.Prefix `json:"gone,omitempty"`
 	// Gateways are those of default routes that answered when this was
 	// written down.
 	Gateways []netip.Addr `json:"gateways,omitempty"`
@@ -126,15 +129,43 @@ func (b *belongings) moveBack(from, to string) error {
 	if err := leave(link, to); err != nil {
 		return fmt.Errorf("take %s out of %s: %w", from, to, err)
 	}
-	if err := b.age(to).relocate(to, from, func() {}); err != nil {
+	// As much as can be: this host must be reached.
+	aged := b.age(to)
+	if err := errors.Join(aged.addAddresses(from, func() {}), aged.finish(to, from, func() {})); err != nil {
 		return fmt.Errorf("move the addresses of %s back: %w", from, err)
 	}
 	return nil
 }
 
 // relocate makes that to has the belongings and from does not, whatever of that
-// was so already. from may be gone.
+// was so already. from may be gone. If to cannot have all addresses, from keeps
+// them.
 func (b *belongings) relocate(from, to string, pause func()) error {
+	if err := b.addAddresses(to, pause); err != nil {
+		return err
+	}
+	return b.finish(from, to, pause)
+}
+
+// addAddresses gives a link the addresses.
+func (b *belongings) addAddresses(to string, pause func()) error {
+	link, err := netlink.LinkByName(to)
+	if err != nil {
+		return fmt.Errorf("%s: %w", to, err)
+	}
+	var errs []error
+	for _, m := range b.Addresses {
+		if err := m.addTo(uint32(link.Attrs().Index), to); err != nil {
+			errs = append(errs, fmt.Errorf("address %s on %s: %w", m.address(), to, err))
+		}
+		pause()
+	}
+	return errors.Join(errs...)
+}
+
+// finish takes addresses and routes away from one link, and gives the routes to
+// another that has the addresses.
+func (b *belongings) finish(from, to string, pause func()) error {
 	old, err := netlink.LinkByName(from)
 	if err != nil && !isNotFound(err) {
 		return err
@@ -142,14 +173,6 @@ func (b *belongings) relocate(from, to string, pause func()) error {
 	link, err := netlink.LinkByName(to)
 	if err != nil {
 		return fmt.Errorf("%s: %w", to, err)
-	}
-	index := uint32(link.Attrs().Index)
-
-	for _, m := range b.Addresses {
-		if err := m.addTo(index, to); err != nil {
-			return fmt.Errorf("address %s on %s: %w", m.address(), to, err)
-		}
-		pause()
 	}
 	if old != nil {
 		oldIndex := uint32(old.Attrs().Index)
@@ -169,7 +192,7 @@ func (b *belongings) relocate(from, to string, pause func()) error {
 		pause()
 	}
 	announce(link, b.Addresses)
-	return b.addRoutes(index, pause)
+	return b.addRoutes(uint32(link.Attrs().Index), pause)
 }
 
 // merge adds what other has and b has not, and takes other's lifetimes.
@@ -197,8 +220,12 @@ func (b *belongings) addRoutes(index uint32, pause func()) error {
 				err = r.send(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_APPEND)
 				pause()
 			}
-			if err != nil && !errors.Is(err, unix.EEXIST) {
-				left, errs = append(left, m), append(errs, fmt.Errorf("route %s: %w", m.destination(), err))
+			if err == nil || errors.Is(err, unix.EEXIST) {
+				continue
+			}
+			left = append(left, m)
+			if !m.dependsOn(b.Gone) {
+				errs = append(errs, fmt.Errorf("route %s: %w", m.destination(), err))
 			}
 		}
 		if len(left) == len(routes) {
@@ -350,6 +377,15 @@ func (m message) standIn() message {
 	return out
 }
 
+// dependsOn reports whether a route is from one of the addresses, or by a gateway
+// of its network.
+func (m message) dependsOn(addresses []netip.Prefix) bool {
+	attrs, _ := m.attrs(routeHead)
+	source, _ := netip.AddrFromSlice(attribute(attrs, unix.RTA_PREFSRC))
+	gateway, _ := netip.AddrFromSlice(attribute(attrs, unix.RTA_GATEWAY))
+	return slices.ContainsFunc(addresses, func(a netip.Prefix) bool { return a.Addr() == source || a.Contains(gateway) })
+}
+
 // destination is for messages to people.
 func (m message) destination() string {
 	attrs, err := m.attrs(routeHead)
@@ -403,7 +439,7 @@ func (m message) route(from, to uint32) (message, error) {
 // age returns the belongings as they are by now: addresses that have a lifetime
 // have what is left of it, or what was added to it on the link that has them now.
 func (b *belongings) age(now string) *belongings {
-	aged := &belongings{Index: b.Index, Gateways: b.Gateways, At: time.Now()}
+	aged := &belongings{Index: b.Index, Gateways: b.Gateways, Gone: slices.Clone(b.Gone), At: time.Now()}
 	elapsed := uint32(max(0, time.Since(b.At)) / time.Second)
 	renewed := map[netip.Prefix][]byte{}
 	if link, err := netlink.LinkByName(now); err == nil {
@@ -440,6 +476,8 @@ func (b *belongings) age(now string) *belongings {
 		})
 		if err == nil && alive {
 			aged.Addresses = append(aged.Addresses, a)
+		} else if !slices.Contains(aged.Gone, m.address()) {
+			aged.Gone = append(aged.Gone, m.address())
 		}
 	}
 	for _, m := range b.Routes {
