@@ -466,6 +466,9 @@ func (h *guestHost) clean(p keeper.Plan) error {
 func (h *guestHost) unplug(links []string) error {
 	var errs []error
 	for _, link := range links {
+		if lan.InUse(link) != nil {
+			continue // another guest has it by now
+		}
 		for _, one := range h.stack.segments {
 			if one.lan.Parent() != "" {
 				errs = append(errs, one.lan.Unplug(link))

@@ -9,12 +9,14 @@ import (
 
 	"github.com/every-channel/ecboot/internal/boot"
 	"github.com/every-channel/ecboot/internal/config"
+	"github.com/every-channel/ecboot/internal/keeper"
 	"github.com/every-channel/ecboot/internal/lan"
 	"github.com/every-channel/ecboot/internal/nettest"
 )
 
 // A guest that was given another name while it runs keeps its link: that the new
-// one cannot have it takes nothing away from the old one.
+// one cannot have it takes nothing away from the old one, and the end of the old
+// one nothing from the new one.
 func TestLeavesTheLinkOfAnother(t *testing.T) {
 	nettest.NeedRoot(t)
 	if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eclink"}, PeerName: "ecpeer"}); err != nil {
@@ -26,7 +28,6 @@ func TestLeavesTheLinkOfAnother(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer tap.File.Close()
 	cfg := &config.Config{Server: config.Server{StateDir: t.TempDir()}}
 	h := &guestHost{dirs: dirs{Run: t.TempDir()}, stack: &stack{}, log: slog.New(slog.DiscardHandler), cfg: cfg, files: &bootFiles{}}
 	_, err = h.prepare(t.Context(), config.DeclaredGuest{
@@ -36,7 +37,19 @@ func TestLeavesTheLinkOfAnother(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "has a guest already") {
 		t.Errorf("%v", err)
 	}
+	// The old one has ended, and the new one has it before that is seen to.
+	old := keeper.Plan{Name: "old", Links: []string{"ecold"}}
+	if err := h.clean(old); err != nil {
+		t.Error(err)
+	}
 	if _, err := netlink.LinkByName("ecold"); err != nil {
 		t.Error("ecold: ", err)
+	}
+	tap.File.Close()
+	if err := h.clean(old); err != nil {
+		t.Error(err)
+	}
+	if _, err := netlink.LinkByName("ecold"); err == nil {
+		t.Error("ecold is left")
 	}
 }

@@ -38,7 +38,7 @@ func Macvtap(parent, name string, mac [6]byte) (*Tap, error) {
 		if old.kind != "macvtap" || old.lower != parent || old.mac.String() != c.MAC {
 			return nil, fmt.Errorf("macvtap %s: a link of this name is there already, a %s with the address %s, and is not this guest's: name another, or 'ip link del %[1]s'", name, old.kind, old.mac)
 		}
-		if err := errInUse(name); err != nil {
+		if err := InUse(name); err != nil {
 			return nil, err
 		}
 		if err := Remove(name); err != nil {
@@ -79,7 +79,7 @@ func RemoveUnused() (names []string, err error) {
 	}
 	var errs []error
 	for _, link := range links {
-		if la := link.Attrs(); la.Alias == macvtapMark && errInUse(la.Name) == nil {
+		if la := link.Attrs(); la.Alias == macvtapMark && InUse(la.Name) == nil {
 			names, errs = append(names, la.Name), append(errs, Remove(la.Name))
 		}
 	}
@@ -108,7 +108,7 @@ func (s *Segment) macvtap(cfg PortConfig) (*Tap, error) {
 	name := cmp.Or(cfg.Name, macvtapName(mac))
 	c := change{Op: opMacvtap, Link: name, On: s.opened.Parent, MAC: mac.String(), Index: freeIndex()}
 	// What a guest that ended hard has left is replaced.
-	if err := errInUse(name); err != nil {
+	if err := InUse(name); err != nil {
 		return nil, err
 	}
 	if err := s.undo(c); err != nil {
@@ -128,8 +128,8 @@ func (s *Segment) macvtap(cfg PortConfig) (*Tap, error) {
 	return tap, nil
 }
 
-// errInUse says which process has the file of a macvtap of this name.
-func errInUse(name string) error {
+// InUse says which process has the file of a macvtap of this name; nil: none.
+func InUse(name string) error {
 	link, err := netlink.LinkByName(name)
 	if err != nil {
 		return nil

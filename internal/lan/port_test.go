@@ -336,11 +336,11 @@ func TestMacvtapOfAnotherNamespaceIsNotThisOne(t *testing.T) {
 	}
 	defer theirs.Close()
 	run(t, "ip", link("nic0", "mine")...)
-	if err := errInUse("mine"); err != nil {
+	if err := InUse("mine"); err != nil {
 		t.Error(err)
 	}
 	router.Do(t, func() {
-		if err := errInUse("theirs"); err == nil || !strings.Contains(err.Error(), "has a guest already") {
+		if err := InUse("theirs"); err == nil || !strings.Contains(err.Error(), "has a guest already") {
 			t.Errorf("of the link whose file it is: %v", err)
 		}
 	})
