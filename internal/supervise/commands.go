@@ -70,27 +70,40 @@ func (s *Supervisor) awaitAdoption(ctx context.Context) error {
 	}
 }
 
-// happen lets somebody's wish happen to a guest.
+// happen lets somebody's wish happen to a guest, and returns once it is kept.
 func (s *Supervisor) happen(ctx context.Context, name string, kind eventKind) error {
 	if err := s.awaitAdoption(ctx); err != nil {
 		return err
 	}
+	saved, err := s.wish(name, kind)
+	if err != nil {
+		return err
+	}
+	select {
+	case <-saved:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (s *Supervisor) wish(name string, kind eventKind) (saved <-chan struct{}, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	g := s.guests[name]
 	switch {
 	case g == nil:
-		return fmt.Errorf("guest %s: %w", name, ErrNotFound)
+		return nil, fmt.Errorf("guest %s: %w", name, ErrNotFound)
 	case s.closing != "":
-		return errors.New(s.closing)
+		return nil, errors.New(s.closing)
 	case !g.declared && (kind == startAsked || kind == restartAsked):
-		return fmt.Errorf("guest %s is no longer declared, so it can only be stopped", name)
+		return nil, fmt.Errorf("guest %s is no longer declared, so it can only be stopped", name)
 	}
 	if kind == stopAsked || kind == killAsked {
 		g.how = ""
 	}
 	s.apply(g, event{kind: kind})
-	return nil
+	return s.saved, nil
 }
 
 // Start starts a guest and waits until it runs. One that runs stays as it is,

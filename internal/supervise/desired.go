@@ -86,6 +86,11 @@ func (d *desired) forgetOwn() {
 
 func (d *desired) forget(name string) { delete(d.doc.Guests, name) }
 
+func (d desired) clone() desired {
+	d.doc.Guests = maps.Clone(d.doc.Guests)
+	return d
+}
+
 // save replaces the file as a whole.
 func (d *desired) save() error {
 	if d.path == "" {

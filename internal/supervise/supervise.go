@@ -88,8 +88,9 @@ type Supervisor struct {
 	mu      sync.Mutex
 	guests  map[string]*guest
 	desired desired
-	closing string        // why nothing is started any more; empty: it is
-	changed chan struct{} // closed and replaced whenever a life changes
+	saved   <-chan struct{} // closed when desired is on disk
+	closing string          // why nothing is started any more; empty: it is
+	changed chan struct{}   // closed and replaced whenever a life changes
 }
 
 // guest is a Guest with its life.
@@ -132,6 +133,9 @@ func New(cfg Config) (*Supervisor, error) {
 		slots: make(chan struct{}, max(2, runtime.NumCPU())),
 	}
 	s.ctx, s.end = context.WithCancel(context.Background())
+	onDisk := make(chan struct{})
+	close(onDisk)
+	s.saved = onDisk
 	var err error
 	s.desired, err = loadDesired(cfg.State, cfg.Boot)
 	return s, err
@@ -463,7 +467,7 @@ func (s *Supervisor) onTimer(g *guest, at time.Time) {
 
 // act does what was decided, and has the outcome happen to the guest.
 func (s *Supervisor) act(g *guest, do action) {
-	r := g.run
+	r, saved := g.run, s.saved
 	switch do {
 	case doStart:
 		ctx, cancel := context.WithCancel(s.ctx)
@@ -497,6 +501,7 @@ func (s *Supervisor) act(g *guest, do action) {
 		r.asked = asked
 		s.work.Go(func() {
 			defer close(asked)
+			<-saved
 			ctx, cancel := context.WithTimeout(s.ctx, limit)
 			defer cancel()
 			how, err := r.Stop(ctx)
@@ -517,7 +522,10 @@ func (s *Supervisor) act(g *guest, do action) {
 			break // its start is given up already
 		}
 		g.how = "killed"
-		s.work.Go(func() { s.kill(g.Name, r) })
+		s.work.Go(func() {
+			<-saved
+			s.kill(g.Name, r)
+		})
 	}
 }
 
@@ -669,10 +677,18 @@ func (s *Supervisor) record(g *guest, p timeline.Phase, what string) {
 	s.cfg.Log.Info(what, "guest", g.Name)
 }
 
+// save keeps who is to run. The lock is held, so it waits for no disk: who does
+// something because of it waits for saved.
 func (s *Supervisor) save() {
-	if err := s.desired.save(); err != nil {
-		s.cfg.Log.Error("who is to run cannot be kept for the next start", "error", err)
-	}
+	now, before, done := s.desired.clone(), s.saved, make(chan struct{})
+	s.saved = done
+	s.work.Go(func() {
+		defer close(done)
+		<-before
+		if err := now.save(); err != nil {
+			s.cfg.Log.Error("who is to run cannot be kept for the next start", "error", err)
+		}
+	})
 }
 
 // Check mends what has come loose of guests that run, and keeps for List what it

@@ -4,12 +4,15 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/every-channel/ecboot/internal/keeper"
 	"github.com/every-channel/ecboot/internal/timeline"
@@ -698,4 +701,44 @@ func TestLeaveTakesBackStarts(t *testing.T) {
 			t.Errorf("%+v", st)
 		}
 	})
+}
+
+// A disk that takes its time holds up nobody but those who change what is kept
+// there; and what is done is kept before.
+func TestWaitsForTheDisk(t *testing.T) {
+	state := filepath.Join(t.TempDir(), "guests.json")
+	slow := state + ".new" // by which it is written
+	if err := unix.Mkfifo(slow, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := newLastingHost(t, state)
+	if err := s.adopt(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	stopped := make(chan error, 1)
+	go func() {
+		_, err := s.Stop(t.Context(), "runs", false)
+		stopped <- err
+	}()
+	var in *lasting
+	err := s.await(t.Context(), func() bool {
+		g := s.guests["runs"]
+		in = g.run.instance.(*lasting)
+		return g.life.Phase == Stopping
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-in.stopped:
+		t.Error("stopped before that was kept")
+	default:
+	}
+	written, err := os.ReadFile(slow)
+	if err != nil || !strings.Contains(string(written), downByHand) {
+		t.Errorf("%s, %v", written, err)
+	}
+	if err := <-stopped; err != nil {
+		t.Error(err)
+	}
 }
