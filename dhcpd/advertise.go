@@ -211,6 +211,11 @@ func station(rs *ndp.RouterSolicitation, from netip.Addr) (boot.MAC, bool) {
 
 // ipv6Disabled reports whether the interface can have no IPv6 address at all.
 func ipv6Disabled(ifname string) bool {
-	b, err := os.ReadFile("/proc/sys/net/ipv6/conf/" + ifname + "/disable_ipv6")
-	return errors.Is(err, os.ErrNotExist) || strings.TrimSpace(string(b)) == "1"
+	const dir = "/proc/sys/net/ipv6"
+	b, err := os.ReadFile(dir + "/conf/" + ifname + "/disable_ipv6")
+	if errors.Is(err, os.ErrNotExist) { // an interface that is gone has no setting either
+		_, err = os.Stat(dir)
+		return errors.Is(err, os.ErrNotExist)
+	}
+	return strings.TrimSpace(string(b)) == "1"
 }

@@ -108,6 +108,16 @@ func TestAdvertiserWithoutIPv6SaysSoOnce(t *testing.T) {
 	}
 }
 
+// A bridge that somebody deletes has not had its IPv6 disabled.
+func TestIPv6OfALinkThatIsGone(t *testing.T) {
+	if _, err := os.Stat("/proc/sys/net/ipv6"); err != nil {
+		t.Skip(err)
+	}
+	if ipv6Disabled("nosuchlink") {
+		t.Error("it is called disabled")
+	}
+}
+
 // notice is a log of which the first line can be awaited.
 type notice struct {
 	mu    sync.Mutex
