@@ -273,12 +273,15 @@ func withStderr(err error) error {
 	return err
 }
 
-// explainGo says what to do about a go command that failed with text.
+// explainGo says what to do about a go command that failed with text. Of a network
+// that is not there, one line is enough: there is one for each module.
 func explainGo(what, text string) error {
-	for _, sign := range []string{"dial tcp", "no such host", "lookup disabled", "i/o timeout", "proxyconnect", "TLS handshake"} {
-		if strings.Contains(text, sign) {
-			return fmt.Errorf("u-root's source code could not be loaded; it is needed once, so connect this machine to a network "+
-				"or set GOPROXY to a module proxy that it reaches: %s: %s", what, text)
+	for line := range strings.Lines(text) {
+		for _, sign := range []string{"dial tcp", "no such host", "lookup disabled", "i/o timeout", "proxyconnect", "TLS handshake"} {
+			if strings.Contains(line, sign) {
+				return fmt.Errorf("u-root's source code could not be loaded; it is needed once, so connect this machine to a network "+
+					"or set GOPROXY to a module proxy that it reaches: %s: %s", what, strings.TrimSpace(line))
+			}
 		}
 	}
 	return fmt.Errorf("%s: %s", what, text)

@@ -110,3 +110,13 @@ func TestGuestSourcesImportNothingOfOurs(t *testing.T) {
 		}
 	}
 }
+
+func TestExplainGo(t *testing.T) {
+	err := explainGo("go list", "go: downloading example.org/a v1.0.0\nb.go:3:2: example.org/a@v1.0.0: Get \"https://proxy.example/a\": dial tcp: no route\nc.go:3:2: example.org/b@v1.0.0: Get \"https://proxy.example/b\": dial tcp: no route\n")
+	if got := err.Error(); !strings.Contains(got, "connect this machine to a network") || !strings.HasSuffix(got, `go list: b.go:3:2: example.org/a@v1.0.0: Get "https://proxy.example/a": dial tcp: no route`) {
+		t.Error(got)
+	}
+	if err := explainGo("go build", "a.go:1:1: expected 'package'\nb.go:1:1: too"); err.Error() != "go build: a.go:1:1: expected 'package'\nb.go:1:1: too" {
+		t.Error(err)
+	}
+}

@@ -65,6 +65,7 @@ func TestWrongInput(t *testing.T) {
 		{"no archive", []string{"initramfs", "ls", notCPIO}, 1, []string{"not.cpio"}},
 		{"missing archive", []string{"initramfs", "ls", "/no/such"}, 1, []string{"/no/such"}},
 		{"file without a place", []string{"initramfs", "build", "--file", "x"}, 2, []string{"PATH"}},
+		{"archive nowhere", []string{"initramfs", "build", "-o", "/no/such/dir/x"}, 2, []string{`--output "/no/such/dir/x": want a file in a directory that is there`}},
 		{"compression", []string{"initramfs", "build", "--compression", "zip"}, 1, []string{"zip"}},
 		{"segment", []string{"serve", "--segment", "office"}, 2, []string{`no segment "office"`, "private"}},
 		{"segment and bridge", []string{"serve", "--segment", "private", "--bridge", "br0"}, 2, []string{"one of the two"}},

@@ -49,6 +49,11 @@ cache. Needs Go, and its module proxy until Go has u-root's source.`,
 				}
 				spec.Files[to] = from
 			}
+			if cmd.Flags().Changed("output") { // a build may take its time
+				if dir := filepath.Dir(out); out == "" || !isDir(dir) {
+					return withCode(exitUsage, fmt.Errorf("--output %q: want a file in a directory that is there", out))
+				}
+			}
 			log := newLogger(cmd.ErrOrStderr(), slog.LevelInfo)
 			img, err := initramfs.Build(cmd.Context(), spec, initramfs.Options{CacheDir: initramfsCache(), Logger: log})
 			if err != nil {
@@ -76,6 +81,11 @@ cache. Needs Go, and its module proxy until Go has u-root's source.`,
 	fs.IntVar(&spec.Level, "level", 0, "compression `LEVEL` (default: the compression's own)")
 	fs.BoolVar(&spec.NoGuest, "no-guest", false, "leave out ecboot's guest program, which reports to the server and heeds the power button")
 	return cmd
+}
+
+func isDir(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.IsDir()
 }
 
 // copyFile writes to beside its final place first, so that it appears whole or
