@@ -3,11 +3,13 @@ package main
 import (
 	"context"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/every-channel/ecboot/internal/config"
 )
@@ -70,6 +72,22 @@ func completeSegmentFlag(cmd *cobra.Command) {
 		}
 		return names
 	}))
+}
+
+// choices is how a flag of few values names them in its usage.
+var choices = regexp.MustCompile(`^[a-z0-9-]+(\|[a-z0-9-]+)+$`)
+
+// completeChoices completes such flags of a command, and of those below it, with
+// the values that their usage names.
+func completeChoices(cmd *cobra.Command) {
+	for _, sub := range cmd.Commands() {
+		completeChoices(sub)
+	}
+	cmd.LocalFlags().VisitAll(func(f *pflag.Flag) {
+		if value, _ := pflag.UnquoteUsage(f); choices.MatchString(value) {
+			_ = cmd.RegisterFlagCompletionFunc(f.Name, cobra.FixedCompletions(strings.Split(value, "|"), cobra.ShellCompDirectiveNoFileComp))
+		}
+	})
 }
 
 func completeMachineKeys(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {

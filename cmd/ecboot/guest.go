@@ -101,7 +101,7 @@ func (f *guestFlags) register(cmd *cobra.Command) {
 	fs.StringVar(&f.mac, "mac", "", "`MAC` of the first guest; the others count up from it")
 	f.segment.register(cmd)
 	fs.StringVar(&f.pcap, "pcap", "", "write the guest's packets to `FILE`")
-	fs.StringVarP(&f.output, "output", "o", "text", "`text|json`: what is printed on standard output")
+	outputFlag(cmd, &f.output)
 	fs.BoolVar(&f.dryRun, "dry-run", false, "print the QEMU command and do nothing")
 }
 
@@ -137,7 +137,6 @@ func (f *guestFlags) options(cmd *cobra.Command, cfg *config.Config, seg config.
 	oneOf("rom", o.ROM, "default", "none")
 	oneOf("accel", o.Accel, "auto", "kvm", "tcg")
 	oneOf("first-stage", o.FirstStage, stageROM, stageIPXE, stagePXE, stageHTTP)
-	oneOf("output", f.output, "text", "json")
 	if changed("secure-boot") {
 		o.SecureBoot = f.secureBoot
 	}

@@ -162,9 +162,10 @@ func findLeases(cfg *config.Config, what string) ([]listedLease, error) {
 func newLeaseShowCommand(configPath *string) *cobra.Command {
 	var output string
 	cmd := &cobra.Command{
-		Use:   "show ADDRESS|MAC|NAME",
-		Short: "Show the leases of an address or a machine",
-		Args:  cobra.ExactArgs(1),
+		Use:               "show ADDRESS|MAC|NAME",
+		Short:             "Show the leases of an address or a machine",
+		ValidArgsFunction: completeMachines(nil),
+		Args:              cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			cfg, err := loadConfig(*configPath)
 			if err != nil {
@@ -205,7 +206,8 @@ func newLeaseReleaseCommand(configPath *string) *cobra.Command {
 		Long: `Take addresses back, as if their machines had given them up. A machine that still
 runs goes on using its address until it renews, so this is for machines that are
 gone.`,
-		Args: cobra.ExactArgs(1),
+		ValidArgsFunction: completeMachines(nil),
+		Args:              cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			cfg, err := loadConfig(*configPath)
 			if err != nil {

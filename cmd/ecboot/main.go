@@ -128,6 +128,7 @@ failed, 4 the guest timed out, 5 this machine lacks something ('ecboot doctor').
 	)
 	root.InitDefaultCompletionCmd()
 	explainArgs(root)
+	completeChoices(root)
 	return root, started
 }
 

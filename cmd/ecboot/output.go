@@ -16,7 +16,6 @@ const listSchema = 1
 func outputFlag(cmd *cobra.Command, output *string) {
 	*output = "text"
 	cmd.Flags().VarP((*outputForm)(output), "output", "o", "`text|json`")
-	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"text", "json"}, cobra.ShellCompDirectiveNoFileComp))
 }
 
 // outputForm is a pflag.Value.
