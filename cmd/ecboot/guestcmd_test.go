@@ -231,7 +231,7 @@ func TestGuestVerbs(t *testing.T) {
 		{"stop now", []string{"stop", "db", "--now"}, 0, []string{"db: stopped (killed QEMU)\n"}, "db stop true"},
 		{"stop all", []string{"stop", "--all"}, 0, []string{"db: stopped (power button)\n", "web: stopped (killed QEMU)\n", "box: stopped (power button)\n"}, "*"},
 		{"stop for programs", []string{"stop", "db", "-o", "json"}, 0, []string{`"name": "db"`, `"done": "stopped"`, `"how": "power button"`}, "db stop false"},
-		{"stop nobody", []string{"stop", ""}, 2, []string{"there is no guest "}, ""},
+		{"stop nobody", []string{"stop", ""}, 2, []string{"argument 1 of 'ecboot guest stop' is empty"}, ""},
 		{"stop what", []string{"stop", "--now"}, 2, []string{"which guest?"}, ""},
 
 		{"restart", []string{"restart", "db"}, 0, []string{"db: restarted (power button)\n"}, "db restart"},

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -91,7 +92,10 @@ Exit codes: 0 done, 1 failed, 2 wrong command line or configuration, 3 the guest
 failed, 4 the guest timed out, 5 this machine lacks something ('ecboot doctor').`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		PersistentPreRun: func(cmd *cobra.Command, _ []string) {
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			if f := cmd.Flag("config"); f.Changed && f.Value.String() == "" {
+				return errors.New("--config is given and empty: name a file, or leave it out")
+			}
 			*started = true
 			// A terminal that goes away ends a verb; a daemon reads its
 			// configuration again.
@@ -99,6 +103,7 @@ failed, 4 the guest timed out, 5 this machine lacks something ('ecboot doctor').
 				ctx, _ := signal.NotifyContext(cmd.Context(), syscall.SIGHUP)
 				cmd.SetContext(ctx)
 			}
+			return nil
 		},
 	}
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
@@ -150,6 +155,10 @@ func explainArgs(cmd *cobra.Command) {
 		takes = "no arguments"
 	}
 	cmd.Args = func(cmd *cobra.Command, args []string) error {
+		// A variable that is not set, most likely. None of ecboot's means anything.
+		if i := slices.Index(beforeDash(cmd, args), ""); i >= 0 {
+			return fmt.Errorf("argument %d of '%s' is empty: it takes %s", i+1, cmd.CommandPath(), takes)
+		}
 		if check == nil || check(cmd, args) == nil {
 			return nil
 		}
@@ -166,7 +175,7 @@ func noSuchVerb(cmd *cobra.Command, args []string) error {
 		return nil
 	}
 	meant := ""
-	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 && args[0] != "" {
 		meant = fmt.Sprintf("did you mean %s? ", strings.Join(near, ", "))
 	}
 	return fmt.Errorf("unknown command %q: %s'%s --help' lists what there is", args[0], meant, cmd.CommandPath())

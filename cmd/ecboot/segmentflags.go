@@ -44,7 +44,7 @@ func (f *segmentFlags) chooseAll(cmd *cobra.Command, cfg *config.Config) ([]conf
 	switch {
 	case f.segment != "" && f.bridge != "":
 		return nil, withCode(exitUsage, errors.New("--segment and --bridge: give one of the two"))
-	case f.segment != "":
+	case changed("segment"):
 		s, ok := cfg.Segment(f.segment)
 		if !ok {
 			return nil, withCode(exitUsage, fmt.Errorf("there is no segment %q: the configuration has %s", f.segment, segmentNames(cfg)))
