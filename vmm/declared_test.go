@@ -337,6 +337,72 @@ func TestImageIsLocked(t *testing.T) {
 	start(t, Spec{MemoryMiB: 64, Disks: []Disk{d, base}}, Options{})
 }
 
+// loop makes a block device of a new file.
+func loop(t *testing.T) (device, file string) {
+	t.Helper()
+	needRoot(t)
+	file = filepath.Join(t.TempDir(), "device")
+	content := make([]byte, 1<<20)
+	copy(content, "a device")
+	if err := os.WriteFile(file, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command("losetup", "--find", "--show", file).Output()
+	if err != nil {
+		t.Skipf("no block device can be made here: %v", err)
+	}
+	device = strings.TrimSpace(string(out))
+	t.Cleanup(func() {
+		if out, err := exec.Command("losetup", "--detach", device).CombinedOutput(); err != nil {
+			t.Errorf("%v: %s", err, out)
+		}
+	})
+	return device, file
+}
+
+// A block device is a disk as well as a file is, unless the host has it mounted.
+func TestBlockDevices(t *testing.T) {
+	needQEMUImg(t)
+	device, file := loop(t)
+	other, _ := loop(t)
+	written := Disk{Path: device, Format: FormatRaw}
+	ensure(t, written)
+	g := boot(t, Spec{Sandbox: true, Disks: []Disk{
+		written, {Path: other, Format: FormatRaw, ReadOnly: true}, {Path: other, Format: FormatRaw, Ephemeral: true}, {Base: other, Ephemeral: true},
+	}}, Options{Credential: nobody})
+	for _, disk := range []string{"vda", "vdb", "vdc", "vdd"} {
+		g.want(`ok "a device"`, "get", "/dev/"+disk)
+	}
+	for _, disk := range []string{"vda", "vdc", "vdd"} {
+		g.want("ok", "put", "/dev/"+disk, "x", "1")
+	}
+	refused := func(by string) {
+		t.Helper()
+		m, err := Start(t.Context(), Spec{MemoryMiB: 64, Disks: []Disk{written}}, Options{})
+		if err == nil {
+			m.Kill()
+		}
+		if err == nil || !strings.Contains(err.Error(), device+" is in use: it is mounted") {
+			t.Errorf("%s has the device, and another machine gets %v", by, err)
+		}
+	}
+	refused("a machine")
+	g.Kill()
+	<-g.Done()
+	if content, err := os.ReadFile(file); err != nil || !bytes.HasPrefix(content, []byte("xxxx")) {
+		t.Errorf("the device begins with %.8q, %v", content, err)
+	}
+	if content, err := os.ReadFile(other); err != nil || !bytes.HasPrefix(content, []byte("a device")) {
+		t.Errorf("what is only read begins with %.8q, %v", content, err)
+	}
+	mounted, err := os.OpenFile(device, os.O_RDONLY|unix.O_EXCL, 0) // as mount(8) does
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mounted.Close()
+	refused("a file system")
+}
+
 // bootSector prints a word on the serial port.
 var bootSector = []byte("\xbe\x11\x7c\xac\x84\xc0\x74\x06\xba\xf8\x03\xee\xeb\xf5\xf4\xeb\xfdthe disk boots\r\n\x00")
 

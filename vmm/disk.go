@@ -38,7 +38,10 @@ type Disk struct {
 	BootIndex int    // order among boot devices, NICs too, from 1; 0: not a boot device
 	Serial    string // that the guest reads, at most 20 bytes; empty: none
 
-	baseFormat string // of Base; Start finds out
+	// Start finds out.
+	baseFormat string
+	device     bool // Path is a block device
+	baseDevice bool // Base is one
 }
 
 func (d *Disk) format() string {
@@ -71,22 +74,23 @@ type node struct {
 	path     string // empty: made by Start and on no path
 	format   string
 	readOnly bool
+	device   bool // path is a block device, for which QEMU has another driver
 }
 
 // nodes are the disk's images: what the guest writes to, then what lies below.
 func (d *Disk) nodes(i int) []node {
 	id := nth("disk", i)
-	base := node{name: id + "-base", path: d.Base, format: d.baseFormat, readOnly: true}
+	base := node{name: id + "-base", path: d.Base, format: d.baseFormat, readOnly: true, device: d.baseDevice}
 	if base.format == "" {
 		base.format = FormatRaw
 		if strings.HasSuffix(d.Base, ".qcow2") {
 			base.format = FormatQCOW2
 		}
 	}
-	top := node{name: id, path: d.Path, format: d.format(), readOnly: d.readOnly()}
+	top := node{name: id, path: d.Path, format: d.format(), readOnly: d.readOnly(), device: d.device}
 	if d.Ephemeral {
 		if d.Base == "" {
-			base.path, base.format = d.Path, d.format()
+			base.path, base.format, base.device = d.Path, d.format(), d.device
 		}
 		return []node{{name: id, format: FormatQCOW2}, base}
 	}
@@ -130,10 +134,14 @@ func (n *node) args(l layout, below string) []string {
 		ReadOnly bool   `json:"read-only"`
 		Discard  string `json:"discard"`
 	}
+	driver := "file"
+	if n.device {
+		driver = "host_device"
+	}
 	fileNode := struct {
 		common
 		Filename string `json:"filename"`
-	}{common{"file", n.name + "-file", n.readOnly, "unmap"}, file}
+	}{common{driver, n.name + "-file", n.readOnly, "unmap"}, file}
 	formatNode := struct {
 		common
 		File string `json:"file"`

@@ -95,6 +95,12 @@ func openImage(path string, flags int) (*os.File, error) {
 	return f, nil
 }
 
+// isDevice reports whether a block device is on the path.
+func isDevice(path string) bool {
+	st, err := os.Stat(path)
+	return err == nil && st.Mode().Type() == fs.ModeDevice
+}
+
 // inspectBase looks at an image that others lie upon. It must stand alone: what
 // an image from elsewhere names in its header is not opened.
 func inspectBase(path string) (image, error) {

@@ -35,14 +35,16 @@ func (s Spec) resolve(opts Options) (Spec, error) {
 		}
 	}
 	for i := range s.Disks {
-		if s.Disks[i].Base == "" {
+		d := &s.Disks[i]
+		d.device = isDevice(d.Path)
+		if d.Base == "" {
 			continue
 		}
-		base, err := inspectBase(s.Disks[i].Base)
+		base, err := inspectBase(d.Base)
 		if err != nil {
 			return s, fmt.Errorf("disk %d: %w", i, err)
 		}
-		s.Disks[i].baseFormat = base.format
+		d.baseFormat, d.baseDevice = base.format, isDevice(d.Base)
 	}
 	return s, nil
 }

@@ -185,11 +185,20 @@ func claim(f *os.File, path string) error {
 }
 
 // open opens an image to be read and, unless it is read-only, to be written to.
+// The kernel keeps a block device that is written to for who has it so: then it
+// is neither mounted nor part of a volume, nor another machine's.
 func (s *supplies) open(name, path string, readOnly bool) (err error) {
 	if s.files[name], err = openImage(path, os.O_RDONLY); err != nil || readOnly {
 		return err
 	}
-	s.files[name+edit], err = openImage(path, os.O_RDWR)
+	flags := os.O_RDWR
+	if isDevice(path) {
+		flags |= unix.O_EXCL
+	}
+	s.files[name+edit], err = openImage(path, flags)
+	if errors.Is(err, unix.EBUSY) {
+		return fmt.Errorf("%s is in use: it is mounted, or part of a volume, or another machine's; 'lsblk %[1]s' tells", path)
+	}
 	return err
 }
 
