@@ -148,11 +148,20 @@ func readHost() (host, error) {
 		return h, err
 	}
 	for _, r := range routes {
-		if r.Dst == nil || r.Dst.IP.IsUnspecified() {
-			h.exits = append(h.exits, name[r.LinkIndex])
+		if r.Dst != nil && !r.Dst.IP.IsUnspecified() {
+			continue
+		}
+		hops := []int{r.LinkIndex}
+		for _, hop := range r.MultiPath {
+			hops = append(hops, hop.LinkIndex)
+		}
+		for _, index := range hops {
+			// One that says only that there is no way has no link.
+			if link := name[index]; link != "" && !slices.Contains(h.exits, link) {
+				h.exits = append(h.exits, link)
+			}
 		}
 	}
-	h.exits = slices.Compact(h.exits)
 	h.strict = strictChains()
 	value, err := readSetting("bridge/bridge-nf-call-iptables")
 	h.filtered = err == nil && value == "1"

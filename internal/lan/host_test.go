@@ -2,6 +2,8 @@ package lan
 
 import (
 	"fmt"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 
@@ -48,4 +50,39 @@ func TestReadHostWhileItChanges(t *testing.T) {
 	}
 	close(over)
 	busy.Wait()
+}
+
+func TestWaysOut(t *testing.T) {
+	nettest.NeedRoot(t)
+	for _, nic := range []string{"nic0", "nic1"} {
+		nettest.Wire(t, nic, nettest.NewHost(t, nic), "eth0")
+	}
+	run(t, "ip", "addr", "add", "198.51.100.2/24", "dev", "nic0")
+	run(t, "ip", "addr", "add", "203.0.113.2/24", "dev", "nic1")
+	const both = "nexthop via 198.51.100.1 nexthop via 203.0.113.1"
+	for _, tt := range []struct {
+		routes []string
+		want   string
+	}{
+		{[]string{"default via 198.51.100.1"}, "nic0"},
+		{[]string{"default via 198.51.100.1 metric 1", "default via 203.0.113.1 metric 2", "default via 198.51.100.9 metric 3"}, "nic0 nic1"},
+		{[]string{"default " + both}, "nic0 nic1"},
+		{[]string{"unreachable default"}, ""},
+		{[]string{"10.0.0.0/8 via 198.51.100.1"}, ""},
+	} {
+		for _, route := range tt.routes {
+			run(t, "ip", append([]string{"route", "add"}, strings.Fields(route)...)...)
+		}
+		h, err := readHost()
+		if err != nil {
+			t.Fatal(err)
+		}
+		slices.Sort(h.exits)
+		if got := strings.Join(h.exits, " "); got != tt.want {
+			t.Errorf("%q lead out by %q, want %q", tt.routes, got, tt.want)
+		}
+		for _, route := range tt.routes {
+			run(t, "ip", append([]string{"route", "del"}, strings.Fields(route)...)...)
+		}
+	}
 }
