@@ -163,10 +163,7 @@ func (c change) undo() error {
 	case opEnslave:
 		err = leave(link, c.On)
 	case opAddress:
-		var addr *netlink.Addr
-		if addr, err = netlink.ParseAddr(c.Addr.String()); err == nil {
-			err = netlink.AddrDel(link, addr)
-		}
+		err = c.removeAddress(link)
 	}
 	if err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("undo %s of %s: %w", c.Op, c.Link, err)
@@ -293,6 +290,23 @@ func (c change) addAddress() error {
 		return needAdmin(fmt.Sprintf("add %s to %s", c.Addr, c.Link), err)
 	}
 	return nil
+}
+
+// removeAddress leaves alone others of the same network that somebody has added
+// since, which the kernel takes along unless it is told to keep them.
+func (c change) removeAddress(link netlink.Link) error {
+	addr, err := netlink.ParseAddr(c.Addr.String())
+	if err != nil {
+		return err
+	}
+	key := "ipv4/conf/" + c.Link + "/promote_secondaries"
+	if old, err := readSetting(key); err == nil && old == "0" {
+		if err := writeSetting(key, "1"); err != nil {
+			return err
+		}
+		defer writeSetting(key, old)
+	}
+	return netlink.AddrDel(link, addr)
 }
 
 // noSpanningTree makes ports of the bridge forward at once.

@@ -185,6 +185,30 @@ func wantNoLink(t *testing.T, name string) {
 	}
 }
 
+func TestAddressesThatOthersAddedSinceStay(t *testing.T) {
+	nettest.NeedRoot(t)
+	nettest.Bridge(t, "br7", "")
+	const key = "ipv4/conf/br7/promote_secondaries"
+	if err := writeSetting(key, "0"); err != nil {
+		t.Fatal(err)
+	}
+	s, err := Open(Config{Bridge: "br7", Address: private, NoteDir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	run(t, "ip", "addr", "add", "10.77.0.9/24", "dev", "br7")
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	got := run(t, "ip", "addr", "show", "dev", "br7")
+	if !strings.Contains(got, "10.77.0.9/24") || strings.Contains(got, private.String()) {
+		t.Errorf("the bridge has %s", got)
+	}
+	if value, _ := readSetting(key); value != "0" {
+		t.Errorf("%s is %s", key, value)
+	}
+}
+
 // Between the look at the network and a change of it somebody else may make the
 // same.
 func TestWhatOthersWereFasterToMakeStays(t *testing.T) {
