@@ -192,11 +192,9 @@ func (r *reader) checkNeighbours(c *Config) {
 		for _, t := range c.Segments[:i] {
 			other := join("segment", t.Name)
 			line := r.lineOf(other)
-			for _, link := range []struct{ key, mine, theirs string }{
-				{"interface", s.Interface, t.Interface}, {"bridge", s.Bridge, t.Bridge}, {"uplink", s.Uplink, t.Uplink},
-			} {
-				if link.mine != "" && link.mine == link.theirs && s.VLAN == t.VLAN {
-					r.problemAt(path+"."+link.key, fmt.Sprintf("%s is %s's too, in line %d", link.mine, other, line), "give each segment one of its own")
+			for _, mine := range s.ties() {
+				if slices.ContainsFunc(t.ties(), mine.excludes) {
+					r.problemAt(path+"."+mine.key, fmt.Sprintf("%s is %s's too, in line %d", mine.link, other, line), "give each segment one of its own")
 				}
 			}
 			if p, q := s.Prefix(), t.Prefix(); p.IsValid() && q.IsValid() && p.Overlaps(q) && r.ok(path, other, path+".address", other+".address") {
@@ -208,6 +206,23 @@ func (r *reader) checkNeighbours(c *Config) {
 			}
 		}
 	}
+}
+
+// tie is a link of the host's by which a segment is tied to the network.
+type tie struct {
+	key, link string
+	vlan      int
+}
+
+func (s Segment) ties() []tie {
+	all := []tie{{"interface", s.Interface, s.VLAN}, {"bridge", s.Bridge, 0}, {"uplink", s.Uplink, s.VLAN}, {"parent", s.Parent, s.VLAN}}
+	return slices.DeleteFunc(all, func(t tie) bool { return t.link == "" })
+}
+
+// excludes reports whether two segments cannot both have the link. A parent may
+// carry the links of several.
+func (t tie) excludes(other tie) bool {
+	return t.link == other.link && t.vlan == other.vlan && (t.key != "parent" || other.key != "parent")
 }
 
 // derivePool leaves the lower fifth of the prefix to fixed addresses, as in

@@ -57,6 +57,9 @@ func TestMistakes(t *testing.T) {
 		{"strange key in quotes", "[server]\n\"a.b\" = 1\n\"\" = 2\n", []string{`2:1: server."a.b": is not`, `3:1: server."": is not`}},
 		{"duplicate table", "[guest]\ncpus = 2\n[guest]\ncpus = 2\nmachine = 3\n", []string{
 			"3:2: guest: has a header already, in line 1", "4:1: guest.cpus: is set already, in line 2", `5:11: guest.machine: 3 is an integer; write "q35" or "pc"`}},
+		{"a card as it is, and in a bridge", "[segment.x]\ninterface = \"eth1\"\n[segment.y]\nbridge = \"br0\"\nuplink = \"eth1\"\naddress = \"10.78.0.1/24\"\n", []string{"5:10: segment.y.uplink: eth1 is segment.x's too, in line 1"}},
+		{"a card in a bridge, and a parent", "[segment.x]\nbridge = \"br0\"\nuplink = \"eth1\"\n[segment.y]\nparent = \"eth1\"\naddress = \"10.78.0.1/24\"\n", []string{"5:10: segment.y.parent: eth1 is segment.x's too, in line 1"}},
+		{"a bridge that another serves as it is", "[segment.x]\nbridge = \"br0\"\n[segment.y]\ninterface = \"br0\"\naddress = \"10.78.0.1/24\"\n", []string{"4:13: segment.y.interface: br0 is segment.x's too, in line 1"}},
 		{"duplicate in dotted keys", "guest.cpus = 1\nguest.cpus = 2\n", []string{"2:7: guest.cpus: is set already"}},
 		{"duplicate in an inline table", "guest = {cpus = 1, cpus = 2}\n", []string{"1:20: guest.cpus: is set already"}},
 		{"table after dotted keys", "guest.cpus = 1\n[guest]\ncpus = 3\n", []string{"2:2: guest: is defined already, in line 1"}},
