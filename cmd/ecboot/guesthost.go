@@ -56,7 +56,7 @@ func (h *guestHost) declare(cfg *config.Config, files *bootFiles) []supervise.Gu
 			Autostart: g.Autostart, Order: g.Order, Delay: g.Delay,
 			Restart: g.Restart, RestartDelay: g.RestartDelay, RestartMax: g.RestartMax, StopTimeout: g.StopTimeout,
 			Prepare: func(ctx context.Context) (*supervise.Prepared, error) { return h.prepare(ctx, g) },
-			Check:   func(p keeper.Plan) []string { return h.check(g, p) },
+			Check:   func(ctx context.Context, p keeper.Plan) []string { return h.check(ctx, g, p) },
 		})
 	}
 	return list
@@ -481,7 +481,7 @@ func (h *guestHost) unplug(links []string) error {
 
 // check mends what has come loose of a guest that runs as it is declared, and
 // says what cannot be mended.
-func (h *guestHost) check(g config.DeclaredGuest, p keeper.Plan) (drift []string) {
+func (h *guestHost) check(ctx context.Context, g config.DeclaredGuest, p keeper.Plan) (drift []string) {
 	if p.Digest != guestDigest(g) {
 		return nil
 	}
@@ -513,7 +513,7 @@ func (h *guestHost) check(g config.DeclaredGuest, p keeper.Plan) (drift []string
 		h.log.Warn("a port was out of its segment and is in it again", "guest", g.Name, "port", name, "segment", nic.Segment)
 	}
 	if len(g.ZFS) > 0 {
-		if err := h.mount(context.Background(), g); err != nil {
+		if err := h.mount(ctx, g); err != nil {
 			drift = append(drift, err.Error())
 		}
 	}

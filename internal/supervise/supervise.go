@@ -41,7 +41,7 @@ type Guest struct {
 	Prepare func(context.Context) (*Prepared, error)
 	// Check mends what has come loose of a guest that runs as planned, such as
 	// a link, and says what it could not mend. May be nil.
-	Check   func(keeper.Plan) (drift []string)
+	Check   func(context.Context, keeper.Plan) (drift []string)
 	LogFile string // of its console
 }
 
@@ -161,16 +161,25 @@ func (s *Supervisor) Run(ctx context.Context) error {
 	if err := s.adopt(ctx); err != nil {
 		return err
 	}
+	var looking sync.WaitGroup
+	defer looking.Wait()
+	looking.Go(func() { s.look(ctx) })
 	for s.startDue(ctx) {
 	}
+	<-ctx.Done()
+	return nil
+}
+
+// look checks now and again until ctx is done.
+func (s *Supervisor) look(ctx context.Context) {
 	tick := time.NewTicker(checkPause)
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
-			return nil
+			return
 		case <-tick.C:
-			s.Check()
+			s.Check(ctx)
 		}
 	}
 }
@@ -419,7 +428,7 @@ func (s *Supervisor) Update(guests []Guest) {
 		list := s.due()
 		s.work.Go(func() {
 			s.startAll(s.ctx, list)
-			s.Check()
+			s.Check(s.ctx)
 		})
 	default: // Run will
 	}
@@ -693,11 +702,11 @@ func (s *Supervisor) save() {
 
 // Check mends what has come loose of guests that run, and keeps for List what it
 // could not mend and what they wait for.
-func (s *Supervisor) Check() {
+func (s *Supervisor) Check(ctx context.Context) {
 	type job struct {
 		g     *guest
 		r     *run
-		check func(keeper.Plan) []string
+		check func(context.Context, keeper.Plan) []string
 	}
 	var jobs []job
 	s.mu.Lock()
@@ -710,14 +719,17 @@ func (s *Supervisor) Check() {
 	for _, j := range jobs {
 		var drift []string
 		if j.check != nil {
-			drift = j.check(j.r.plan)
+			drift = j.check(ctx, j.r.plan)
 		}
-		st, err := j.r.Status(s.ctx)
+		st, err := j.r.Status(ctx)
 		switch {
 		case err == nil && st.Trouble != "":
 			drift = append(drift, st.Trouble)
-		case err != nil && !endsSoon(s.ctx, j.r) && s.ctx.Err() == nil:
+		case err != nil && !endsSoon(ctx, j.r):
 			drift = append(drift, err.Error())
+		}
+		if ctx.Err() != nil {
+			return // what was found out by then is not what is wrong
 		}
 		s.mu.Lock()
 		if j.g.run == j.r {

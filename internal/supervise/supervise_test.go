@@ -321,12 +321,12 @@ func TestDriftThatEnds(t *testing.T) {
 		t.Fatal(err)
 	}
 	drift := []string{"the disk is full"}
-	g := &guest{Guest: Guest{Name: "db", Machine: "m", Check: func(keeper.Plan) []string { return drift }}, declared: true, run: &run{instance: &lasting{}}}
+	g := &guest{Guest: Guest{Name: "db", Machine: "m", Check: func(context.Context, keeper.Plan) []string { return drift }}, declared: true, run: &run{instance: &lasting{}}}
 	s.guests["db"] = g
-	s.Check()
-	s.Check()
+	s.Check(t.Context())
+	s.Check(t.Context())
 	drift = nil
-	s.Check()
+	s.Check(t.Context())
 	var said []string
 	for _, e := range s.cfg.Timeline.Events("m") {
 		said = append(said, e.Detail)
@@ -741,4 +741,39 @@ func TestWaitsForTheDisk(t *testing.T) {
 	if err := <-stopped; err != nil {
 		t.Error(err)
 	}
+}
+
+// What runs is looked after while others start, however long that takes, and a
+// look that takes too long does not hold up the end.
+func TestLooksAfterGuestsWhileOthersStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, err := New(Config{host: lastingHost{}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		looks := make(chan struct{}, 1)
+		s.Update([]Guest{
+			{Name: "runs", Check: func(ctx context.Context, _ keeper.Plan) []string {
+				looks <- struct{}{}
+				<-ctx.Done() // of a program that hangs
+				return nil
+			}},
+			{Name: "slow", Autostart: true, Prepare: func(ctx context.Context) (*Prepared, error) {
+				<-ctx.Done()
+				return nil, ctx.Err()
+			}},
+		})
+		ctx, stop := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- s.Run(ctx) }()
+		<-looks
+		if st := s.List()[1]; st.Phase != Starting {
+			t.Errorf("%+v", st)
+		}
+		stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+		s.Leave()
+	})
 }
