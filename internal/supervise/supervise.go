@@ -403,8 +403,11 @@ func (s *Supervisor) Update(guests []Guest) {
 				s.guests[spec.Name] = g
 			}
 			g.life.Down = s.desired.down(spec.Name, spec.Autostart)
-			if g.life.Phase == Running || g.life.Phase == Starting {
+			switch g.life.Phase {
+			case Running, Starting:
 				g.life.Down = ""
+			case Stopping:
+				g.life.Again = g.life.Down == "" && s.closing == ""
 			}
 		}
 		other := g.declared && g.Digest != spec.Digest

@@ -777,3 +777,41 @@ func TestLooksAfterGuestsWhileOthersStart(t *testing.T) {
 		s.Leave()
 	})
 }
+
+// A guest whose start is being given up, because it was not declared for a
+// moment, is started when it is declared again.
+func TestStartsWhatIsDeclaredAgain(t *testing.T) {
+	s, err := New(Config{host: noKeepers{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	starts, giveUp := make(chan struct{}), make(chan struct{})
+	list := []Guest{{Name: "slow", Autostart: true, Restart: RestartNever, Prepare: func(ctx context.Context) (*Prepared, error) {
+		starts <- struct{}{}
+		<-giveUp
+		return nil, errors.New("no image")
+	}}}
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- s.Run(ctx) }()
+	<-s.Ready()
+	s.Update(list)
+	<-starts
+	s.Update(nil)
+	s.Update(list)
+	close(giveUp)
+	var l life
+	if err := s.await(t.Context(), func() bool { l = s.guests["slow"].life; return l.Phase != Stopping }); err != nil {
+		t.Fatal(err)
+	}
+	if l.Phase != Starting {
+		t.Errorf("%+v", l)
+	} else {
+		<-starts
+	}
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	s.Leave()
+}
