@@ -542,6 +542,7 @@ func TestOtherMachines(t *testing.T) {
 		{Machine: "pc", TPM: filepath.Join(dir, "pc"), VNC: filepath.Join(dir, "vnc")},
 		{Machine: "microvm", Kernel: kernel(t)},
 		{Arch: ArchARM64, TPM: filepath.Join(dir, "arm"), VNC: filepath.Join(dir, "vnc")},
+		{Arch: ArchARM64, Machine: "virt", CPUs: 9},
 	} {
 		if spec.Arch == ArchARM64 {
 			uefi, err := FindUEFI(Wanted{Arch: ArchARM64})

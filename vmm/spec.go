@@ -199,10 +199,12 @@ func (s *Spec) machine() string {
 		// Without ACPI it has no power button, and its kernel would have
 		// to be told of its devices on the command line.
 		return microvm + ",acpi=on"
+	case s.Arch == ArchARM64 && (s.Machine == "" || s.Machine == virt) && s.CPUs > 8:
+		return virt + ",gic-version=max" // the oldest, which it has otherwise, knows eight
 	case s.Machine != "":
 		return s.Machine
 	case s.Arch == ArchARM64:
-		return "virt"
+		return virt
 	}
 	return "q35"
 }
@@ -212,6 +214,9 @@ func (s *Spec) machineType() string {
 	name, _, _ := strings.Cut(s.machine(), ",")
 	return name
 }
+
+// virt is the machine of ARM64.
+const virt = "virt"
 
 // microvm is the machine without firmware and PCI, which starts the quickest:
 // its devices are on virtio-mmio.
