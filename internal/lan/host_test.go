@@ -2,12 +2,14 @@ package lan
 
 import (
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/every-channel/ecboot/internal/nettest"
 )
@@ -44,6 +46,46 @@ func TestReadHostWhileItChanges(t *testing.T) {
 	})
 	for range 30 {
 		if _, err := readHost(); err != nil {
+			t.Error(err)
+			break
+		}
+	}
+	close(over)
+	busy.Wait()
+}
+
+// The same of what moves to a bridge.
+func TestBelongingsWhileAddressesChange(t *testing.T) {
+	nettest.NeedRoot(t)
+	nettest.Bridge(t, "br8", "")
+	bridge, err := netlink.LinkByName("br8")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := func(i int) *netlink.Addr {
+		return &netlink.Addr{IPNet: netlink.NewIPNet(net.IPv4(10, 50, byte(i>>8), byte(i)))}
+	}
+	const many = 2000 // more than the kernel tells in one message
+	for i := range many {
+		if err := netlink.AddrAdd(bridge, address(i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	over := make(chan struct{})
+	var busy sync.WaitGroup
+	busy.Go(func() {
+		for {
+			select {
+			case <-over:
+				return
+			default:
+			}
+			_ = netlink.AddrAdd(bridge, address(many))
+			_ = netlink.AddrDel(bridge, address(many))
+		}
+	})
+	for range 30 {
+		if _, err := dump(unix.RTM_GETADDR, unix.RTM_NEWADDR); err != nil {
 			t.Error(err)
 			break
 		}

@@ -84,7 +84,7 @@ func (m message) edit(head int, change func(kind uint16, value []byte) []byte) (
 func dump(request, reply int) ([]message, error) {
 	req := nl.NewNetlinkRequest(request, unix.NLM_F_DUMP)
 	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
-	replies, err := req.Execute(unix.NETLINK_ROUTE, uint16(reply))
+	replies, err := settled(func() ([][]byte, error) { return req.Execute(unix.NETLINK_ROUTE, uint16(reply)) })
 	if err != nil {
 		return nil, err
 	}
