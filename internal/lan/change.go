@@ -56,7 +56,9 @@ func (c *change) remember(others settings) (err error) {
 		c.identify()
 	case opMove:
 		c.identify()
-		c.Saved, err = belongingsOf(c.Link)
+		if c.Saved, err = belongingsOf(c.Link); err == nil {
+			err = c.Saved.askGateways(c.Link)
+		}
 	case opSetting:
 		c.Old, err = others.original(c.Key)
 	case opNAT:

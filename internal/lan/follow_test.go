@@ -2,6 +2,7 @@ package lan
 
 import (
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/mdlayher/packet"
 	"github.com/vishvananda/netlink"
 
 	"github.com/every-channel/ecboot/internal/nettest"
@@ -51,6 +53,48 @@ func TestRenewedAddressesFollowToTheBridge(t *testing.T) {
 	for _, want := range []string{"10.79.0.77/24", "valid_lft 42", "10.88.0.0/16", "default via 10.79.0.1"} {
 		if !strings.Contains(have, want) {
 			t.Errorf("the NIC lacks %q: %s", want, have)
+		}
+	}
+}
+
+// While a DHCP client's default route is on a port nothing comes back: whether the
+// gateway answers there is no question any more.
+func TestRenewedRoutesMoveWithoutAsking(t *testing.T) {
+	router := office(t)
+	s, err := Open(Config{Uplink: "nic0", NoteDir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	gateway := netip.MustParseAddr("10.79.0.99")
+	var heard *packet.Conn
+	router.Do(t, func() {
+		link, err := netlink.LinkByName("lan0")
+		if err == nil {
+			heard, err = listenARP(link.Attrs())
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	})
+	defer heard.Close()
+	run(t, "ip", strings.Fields("addr add 10.79.0.77/24 dev nic0")...)
+	run(t, "ip", strings.Fields("route add default via 10.79.0.99 dev nic0 metric 5")...)
+	await(t, "the move to the bridge", func() bool {
+		return strings.Contains(run(t, "ip", "route", "show", "default"), "default via 10.79.0.99 dev "+s.Interface())
+	})
+	// What it was asked is here by now.
+	if err := heard.SetReadDeadline(time.Now().Add(time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	for buf := make([]byte, 128); ; {
+		n, _, err := heard.ReadFrom(buf)
+		if err != nil {
+			break
+		}
+		if n >= 28 && netip.AddrFrom4([4]byte(buf[24:28])) == gateway {
+			t.Error("the gateway was asked")
+			break
 		}
 	}
 }

@@ -67,11 +67,23 @@ func belongingsOf(name string) (*belongings, error) {
 			return nil, fmt.Errorf("%s has a route by a nexthop object ('ip nexthop'), as routing daemons make, which cannot be moved: give this machine's routing another NIC", name)
 		}
 		b.Routes = append(b.Routes, m)
+	}
+	return b, nil
+}
+
+// askGateways notes which gateways of default routes answer on the link, so that
+// they can be asked on another.
+func (b *belongings) askGateways(name string) error {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	for _, m := range b.Routes {
 		if gateway, ok := m.defaultGateway(); ok && answersARP(link, gateway) {
 			b.Gateways = append(b.Gateways, gateway)
 		}
 	}
-	return b, nil
+	return nil
 }
 
 // move takes everything from one link to another, with as little as possible in
