@@ -220,6 +220,12 @@ first=$(systemctl show -p MainPID ecboot)
 apt-get -qq install --reinstall /root/ecboot.deb
 systemctl is-active ecboot
 test "$(systemctl show -p MainPID ecboot)" != "$first"
+echo nonsense >>/etc/ecboot/ecboot.toml
+apt-get -qq install --reinstall /root/ecboot.deb
+test "$(dpkg-query -f '${db:Status-Abbrev}' -W ecboot)" = 'ii '
+sed -i '$d' /etc/ecboot/ecboot.toml
+systemctl restart ecboot
+systemctl is-active ecboot
 apt-get -qq purge ecboot
 test "$(systemctl is-active ecboot)" = inactive
 test ! -e /etc/systemd/system/multi-user.target.wants/ecboot.service
