@@ -185,7 +185,6 @@ backend = "container"
 root = %[7]q
 autostart = true
 stop_signal = "SIGUSR2"
-stop_timeout = "2s"            # its init hears nothing at the very first
 restart_delay = "1s"
 restart_max = "1s"
 [[guest.%[4]s.nic]]

@@ -41,6 +41,7 @@ type Container struct {
 	name    string
 	opts    Options
 	argv    []string
+	signal  syscall.Signal // to stop it; 0: not known
 	cmd     *exec.Cmd
 	console *os.File
 	stderr  *tail.Writer
@@ -71,6 +72,7 @@ func Start(ctx context.Context, spec Spec, opts Options) (_ *Container, err erro
 	if c.argv, err = spec.Command(program); err != nil {
 		return nil, err
 	}
+	c.signal = signalNumber(spec.stopSignal())
 	for _, b := range spec.Binds {
 		if _, err := os.Stat(b.Source); err != nil {
 			return nil, fmt.Errorf("bind: %w", err)
@@ -237,8 +239,8 @@ const (
 	StoppedKill     How = "killed it"
 )
 
-// Stop ends the container: it tells its init to power off, and kills it if that
-// does not help within Options.Grace. It returns when the container is gone and
+// Stop ends the container: it tells its init to power off, as soon as that listens,
+// and kills it if that does not help within Options.Grace. It returns when the container is gone and
 // says which of these did it. When ctx is done the init is not waited for any
 // longer.
 func (c *Container) Stop(ctx context.Context) How {
@@ -247,16 +249,17 @@ func (c *Container) Stop(ctx context.Context) How {
 		return StoppedItself
 	default:
 	}
+	ctx, cancel := context.WithTimeout(ctx, c.opts.Grace)
+	defer cancel()
+	how := StoppedItself
 	// nspawn passes it on as the stop signal. A second one would make it kill.
-	if c.cmd.Process.Signal(syscall.SIGTERM) == nil {
-		timer := time.NewTimer(c.opts.Grace)
-		defer timer.Stop()
-		select {
-		case <-c.done:
-			return StoppedPowerOff
-		case <-ctx.Done():
-		case <-timer.C:
-		}
+	if c.awaitInit(ctx) && c.cmd.Process.Signal(syscall.SIGTERM) == nil {
+		how = StoppedPowerOff
+	}
+	select {
+	case <-c.done:
+		return how
+	case <-ctx.Done():
 	}
 	c.Kill()
 	<-c.done

@@ -376,6 +376,40 @@ func TestStopKillsAnInitThatDoesNotListen(t *testing.T) {
 	}
 }
 
+// Who stops a container that has just started does not wait in vain, because it
+// was asked before it could listen.
+func TestStopBeforeInitListens(t *testing.T) {
+	for _, tt := range []struct {
+		name, init, signal string
+	}{
+		{"a handler", initScript, ""},
+		{"a handler, later", "#!/bin/busybox sh\n/bin/busybox sleep 1\ntrap '/bin/busybox poweroff -f' USR2\nwhile :; do /bin/busybox sleep 1; done\n", "SIGUSR2"},
+		{"BusyBox, which waits for signals", "", "SIGUSR2"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			root := busyboxRoot(t)
+			init := filepath.Join(root, "sbin/init")
+			if err := os.Remove(init); err != nil {
+				t.Fatal(err)
+			}
+			err := os.WriteFile(init, []byte(tt.init), 0o755)
+			if tt.init == "" {
+				err = errors.Join(os.Remove(init), os.Symlink("/bin/busybox", init), os.WriteFile(filepath.Join(root, "etc/inittab"), []byte("::sysinit:/bin/busybox true\n"), 0o644))
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			s := start(t, Spec{Root: root, Ephemeral: true, StopSignal: tt.signal}, Options{Grace: patience})
+			if how := s.Stop(t.Context()); how != StoppedPowerOff {
+				t.Errorf("stopped: %s", how)
+			}
+			if e := s.Exit(); e.Reason != PowerOff {
+				t.Errorf("exit %+v", e)
+			}
+		})
+	}
+}
+
 func TestNspawnIsKilledByOthers(t *testing.T) {
 	s := start(t, Spec{Root: busyboxRoot(t), Ephemeral: true}, Options{})
 	s.expect(t, "init: ready")

@@ -29,6 +29,7 @@
 package nspawn
 
 import (
+	"cmp"
 	"fmt"
 	"net"
 	"path/filepath"
@@ -113,11 +114,7 @@ func (s Spec) Args() ([]string, error) {
 	add("--quiet", "--settings=no", "--register=no", "--keep-unit")
 	add("--resolv-conf=off", "--timezone=off", "--link-journal=no")
 	add("--boot", "--console=interactive")
-	signal := s.StopSignal
-	if signal == "" {
-		signal = "SIGRTMIN+4"
-	}
-	add("--kill-signal=" + signal)
+	add("--kill-signal=" + s.stopSignal())
 	add("--machine="+s.Name, "--directory="+stage+"/root")
 	if s.UIDBase != 0 {
 		// Files of the user's keep their owners; those of an overlay may
@@ -150,6 +147,8 @@ func (s Spec) Command(program string) ([]string, error) {
 	}
 	return append([]string{program}, args...), nil
 }
+
+func (s Spec) stopSignal() string { return cmp.Or(s.StopSignal, "SIGRTMIN+4") }
 
 func (n NIC) name() string {
 	switch {
