@@ -429,6 +429,16 @@ func TestGuestStoppedByHand(t *testing.T) {
 	ecboot(t, "guest", "list").want(t, 0, "last exit: guest-panic: oops\n") // after which it was started again
 }
 
+// A guest that could not be started and will be tried again is not down yet.
+func TestStopAllEndsTries(t *testing.T) {
+	f := &fakeUp{guests: []api.Guest{{Name: "db", State: api.Failed, NextStart: time.Now().Add(time.Hour)}, {Name: "old", State: api.Failed}}}
+	listenFake(t, f, "users")
+	ecboot(t, "guest", "stop", "--all").want(t, 0, "db: stopped")
+	if calls := f.said(); calls != "db stop false" {
+		t.Errorf("%q", calls)
+	}
+}
+
 // Members of the group do over the socket what root does, and nobody else does
 // or sees anything.
 func TestOperators(t *testing.T) {

@@ -167,7 +167,7 @@ func newGuestStopCommand() *cobra.Command {
 	var now bool
 	cmd := powerCommand("stop GUEST…", "Ask guests to shut down, end those that do not, and say which", powerVerb{
 		done:     "stopped",
-		all:      func(g api.Guest) bool { return isUp(g) || g.State == api.Stopping },
+		all:      func(g api.Guest) bool { return isUp(g) || g.State == api.Stopping || !g.NextStart.IsZero() },
 		together: true,
 		do: func(ctx context.Context, s *supervisor, g api.Guest) (string, error) {
 			return s.Stop(ctx, g.Name, now)
