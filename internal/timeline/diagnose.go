@@ -34,7 +34,7 @@ func Diagnose(steps []Step, console []string) Diagnosis {
 		return d
 	}
 	if starts > Restarts {
-		d.Cause = "the machine restarts again and again after this stage: what it starts then crashes"
+		d.Cause = "the machine restarts again and again after this stage: what it starts then crashes, as with too little memory"
 		return d
 	}
 	if s, ok := lastTransfer(steps); ok {
