@@ -519,6 +519,11 @@ func TestOperators(t *testing.T) {
 		}
 		as(t, operator, "guest", "import", macs).want(t, exitEnvironment, rootDirs().State, "sudo ecboot guest import")
 	})
+	image := filepath.Join(home, "image")
+	if err := os.Mkdir(image, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	as(t, stranger, "install", "--root", image).want(t, exitEnvironment, image+"/usr", ": permission denied: run it as root")
 	// Verbs that read state directories know of servers of their user's alone.
 	for _, tt := range []struct {
 		args string

@@ -56,8 +56,9 @@ bash, zsh and fish, and says what to do next. A file that is there and is not as
 				}
 			}
 			done, err := act()
-			if errors.Is(err, fs.ErrPermission) {
-				err = fmt.Errorf("%w: run it as root", err)
+			var at *fs.PathError
+			if errors.Is(err, fs.ErrPermission) && errors.As(err, &at) {
+				err = withCode(exitEnvironment, fmt.Errorf("%s: %w: run it as root", path.Join(s.dir, at.Path), at.Err))
 			}
 			if err != nil {
 				return err
