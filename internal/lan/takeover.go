@@ -58,10 +58,10 @@ func takeOver(cfg Config) (*Segment, error) {
 	}
 	s.link = link
 	for _, what := range mended {
-		s.found = append(s.found, "somebody had changed the network; put right: "+what)
+		s.found = append(s.found, "somebody had changed a segment, and it is put right: "+what)
 	}
 	if err != nil {
-		s.found = append(s.found, "somebody has changed the network: "+err.Error())
+		s.found = append(s.found, "somebody has changed a segment, and it cannot be put right: "+err.Error())
 	}
 	return s, nil
 }
