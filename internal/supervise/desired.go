@@ -66,8 +66,10 @@ func (d *desired) down(name string, autostart bool) string {
 	}
 }
 
-// set notes why a guest is not to run; empty: it is.
-func (d *desired) set(name string, autostart bool, down string) {
+// set notes why a guest is not to run; empty: it is. It reports whether that is
+// news.
+func (d *desired) set(name string, autostart bool, down string) (news bool) {
+	before := d.doc.Guests[name]
 	switch {
 	case down == "" && autostart, down == downForgotten:
 		delete(d.doc.Guests, name)
@@ -76,6 +78,7 @@ func (d *desired) set(name string, autostart bool, down string) {
 	case down == downByHand || down == downByItself:
 		d.doc.Guests[name] = down
 	}
+	return d.doc.Guests[name] != before
 }
 
 // forgetOwn drops who switched itself off: that holds as long as a supervisor

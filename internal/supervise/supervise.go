@@ -239,7 +239,7 @@ func (s *Supervisor) adoptOne(ctx context.Context, f found) {
 	unstopped := g.declared && g.life.Down == downByHand || r.stopping && r.told
 	if g.declared && g.life.Down != "" && !unstopped {
 		g.life.Down = ""
-		s.desired.set(g.Name, g.Autostart, "")
+		s.keep(g, "")
 	}
 	g.life = g.life.enter(Running, r.since)
 	g.run = r
@@ -266,6 +266,11 @@ func (s *Supervisor) adoptEnd(f found) {
 	f.plan.Name = f.name // also of one that is not known
 	if f.err == nil {
 		s.clean(f.plan)
+		s.mu.Lock()
+		g := s.guestOf(f)
+		saved := s.foresee(g, g.life.enter(Running, f.exit.At), f.exit)
+		s.mu.Unlock()
+		<-saved
 	} else {
 		s.cfg.Log.Warn("what a guest has left is of no use and is removed", "guest", f.name, "error", f.err)
 	}
@@ -459,14 +464,27 @@ func (s *Supervisor) apply(g *guest, e event) {
 		g.timer = time.AfterFunc(time.Until(after.Next), func() { s.onTimer(g, after.Next) })
 	}
 	s.tell(g, before)
-	if before.Down != after.Down {
-		s.desired.set(g.Name, g.Autostart, after.Down)
-		s.save()
-	}
+	s.keep(g, after.Down)
 	close(s.changed)
 	s.changed = make(chan struct{})
 	s.act(g, do)
 	s.bury(g)
+}
+
+// keep keeps why a guest is not to run; empty: it is. The lock is held.
+func (s *Supervisor) keep(g *guest, down string) {
+	if s.desired.set(g.Name, g.Autostart, down) {
+		s.save()
+	}
+}
+
+// foresee keeps what an end will make of a guest, before what tells of it is
+// forgotten: whoever comes after a supervisor that is killed there must know. The
+// lock is held.
+func (s *Supervisor) foresee(g *guest, l life, exit keeper.Exit) (saved <-chan struct{}) {
+	l, _ = l.next(event{kind: ended, exit: exit}, g.policy(), time.Now())
+	s.keep(g, l.Down)
+	return s.saved
 }
 
 func (s *Supervisor) onTimer(g *guest, at time.Time) {
@@ -639,8 +657,11 @@ func (s *Supervisor) follow(g *guest, r *run) {
 			<-asked // how it was stopped is told with its end
 		}
 		exit := r.Exit()
-		// By what the keeper has left, another supervisor would know of the end.
 		s.clean(r.plan)
+		s.mu.Lock()
+		saved := s.foresee(g, g.life, exit)
+		s.mu.Unlock()
+		<-saved
 		if err := r.Forget(); err != nil {
 			s.cfg.Log.Error("what a keeper has left cannot be removed", "guest", g.Name, "error", err)
 		}

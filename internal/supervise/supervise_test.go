@@ -127,10 +127,11 @@ type brief struct {
 	instance
 	ended     chan struct{}
 	forgotten chan struct{}
+	forgets   func() // is called before it is forgotten
 }
 
 func newBrief() *brief {
-	b := &brief{ended: make(chan struct{}), forgotten: make(chan struct{})}
+	b := &brief{ended: make(chan struct{}), forgotten: make(chan struct{}), forgets: func() {}}
 	close(b.ended)
 	return b
 }
@@ -146,6 +147,7 @@ func (b *brief) Kill(context.Context) error { return nil }
 func (b *brief) Done() <-chan struct{}      { return b.ended }
 func (b *brief) Exit() keeper.Exit          { return poweroff }
 func (b *brief) Forget() error {
+	b.forgets()
 	close(b.forgotten)
 	return nil
 }
@@ -269,7 +271,7 @@ func (h endingHost) spawn(context.Context, keeper.Plan, keeper.SpawnOptions) (in
 // Whoever asks for a guest that has just switched itself off gets it started
 // again, and is not told that it runs.
 func TestStartsAgainWhatIsEnding(t *testing.T) {
-	h := endingHost{runs: ending{&brief{ended: make(chan struct{}), forgotten: make(chan struct{})}, make(chan struct{}, 1)}, starts: make(chan *brief, 1)}
+	h := endingHost{runs: ending{&brief{ended: make(chan struct{}), forgotten: make(chan struct{}), forgets: func() {}}, make(chan struct{}, 1)}, starts: make(chan *brief, 1)}
 	s, err := New(Config{host: h})
 	if err != nil {
 		t.Fatal(err)
@@ -814,4 +816,34 @@ func TestStartsWhatIsDeclaredAgain(t *testing.T) {
 		t.Error(err)
 	}
 	s.Leave()
+}
+
+// Before what tells that a guest switched itself off is forgotten, it is kept
+// that the guest stays down: whoever comes after a supervisor that is killed
+// there would start it.
+func TestKeepsAnEndBeforeItForgets(t *testing.T) {
+	state := filepath.Join(t.TempDir(), "guests.json")
+	h := endedHost{before: newBrief(), now: newBrief()}
+	s, err := New(Config{host: h, State: state})
+	if err != nil {
+		t.Fatal(err)
+	}
+	down := func(name string) {
+		d, err := loadDesired(state, "")
+		if err != nil || d.down(name, true) != downByItself {
+			t.Errorf("%s: %q, %v", name, d.down(name, true), err)
+		}
+	}
+	h.before.forgets = func() { down("before") }
+	h.now.forgets = func() { down("now") }
+	s.Update([]Guest{{Name: "before", Autostart: true}, {Name: "now", Autostart: true}})
+	if err := s.adopt(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, b := range []*brief{h.before, h.now} {
+		<-b.forgotten
+	}
+	s.Leave()
+	down("before")
+	down("now")
 }
