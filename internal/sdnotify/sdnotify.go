@@ -81,6 +81,9 @@ func (n *Notifier) Watch(ctx context.Context, alive func() bool) error {
 	}
 }
 
+// sendTimeout is for a service manager that is busy.
+const sendTimeout = 5 * time.Second
+
 func (n *Notifier) send(state string) error {
 	if n == nil {
 		return nil
@@ -89,6 +92,7 @@ func (n *Notifier) send(state string) error {
 	if err != nil {
 		return fmt.Errorf("tell the service manager: %w", err)
 	}
+	_ = conn.SetWriteDeadline(time.Now().Add(sendTimeout))
 	_, err = conn.Write([]byte(state))
 	if err = errors.Join(err, conn.Close()); err != nil {
 		return fmt.Errorf("tell the service manager: %w", err)

@@ -2,6 +2,7 @@ package sdnotify
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -143,5 +144,20 @@ func TestNonsense(t *testing.T) {
 	}
 	if err := n.Ready(); err == nil {
 		t.Error("it is told to nobody, without an error")
+	}
+}
+
+// A manager that hears nothing more holds up nobody for ever.
+func TestManagerThatHangs(t *testing.T) {
+	manager(t, filepath.Join(t.TempDir(), "notify"))
+	n, err := New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for err == nil { // until its queue is full
+		err = n.Ready()
+	}
+	if !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Error(err)
 	}
 }
