@@ -403,6 +403,28 @@ func TestBlockDevices(t *testing.T) {
 	refused("a file system")
 }
 
+// QEMU puts devices on the first IDE bus, which has room for one or two.
+func TestManyOnIDE(t *testing.T) {
+	dir := t.TempDir()
+	var disks []Disk
+	for i := range 6 {
+		path := filepath.Join(dir, nth("cd", i))
+		if err := os.WriteFile(path, make([]byte, 64<<10), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		disks = append(disks, Disk{Path: path, CDROM: true})
+	}
+	for machine, room := range map[string]int{"q35": 6, "pc": 4} {
+		m, _ := start(t, Spec{Machine: machine, MemoryMiB: 64, Disks: disks[:room]}, Options{})
+		m.Kill()
+		<-m.Done()
+		over := Spec{Machine: machine, Disks: append(disks[:room:room], Disk{Path: "/one/more", CDROM: true})}
+		if _, err := over.Args(); err == nil || !strings.Contains(err.Error(), "has no more room on the bus ide: use virtio or scsi") {
+			t.Errorf("%s with %d: %v", machine, room+1, err)
+		}
+	}
+}
+
 // bootSector prints a word on the serial port.
 var bootSector = []byte("\xbe\x11\x7c\xac\x84\xc0\x74\x06\xba\xf8\x03\xee\xeb\xf5\xf4\xeb\xfdthe disk boots\r\n\x00")
 

@@ -180,6 +180,7 @@ func (s *Spec) diskDevice(i int) string {
 		if d.CDROM {
 			dev = "ide-cd"
 		}
+		dev += s.idePlace(i)
 	default:
 		dev = s.virtio("virtio-blk")
 	}
@@ -197,6 +198,44 @@ func (s *Spec) diskDevice(i int) string {
 		dev += fmt.Sprintf(",bootindex=%d", d.BootIndex)
 	}
 	return dev
+}
+
+// idePlaces are how many devices the buses of a machine's IDE have, and how many
+// there are on each; 0 where that is not known.
+func (s *Spec) idePlaces() (all, each int) {
+	switch name := s.machineType(); {
+	case name == "q35" || strings.HasPrefix(name, "pc-q35-"):
+		return 6, 1
+	case name == "pc" || strings.HasPrefix(name, "pc-i440fx-"):
+		return 4, 2
+	}
+	return 0, 0
+}
+
+// idePlace is where a disk is on IDE. QEMU by itself tries the first bus only.
+func (s *Spec) idePlace(i int) string {
+	all, each := s.idePlaces()
+	if all == 0 {
+		return ""
+	}
+	place := s.ideBefore(i)
+	return fmt.Sprintf(",bus=ide.%d,unit=%d", place/each, place%each)
+}
+
+// ideFull reports whether IDE has no place for a disk.
+func (s *Spec) ideFull(i int) bool {
+	all, _ := s.idePlaces()
+	return all > 0 && s.ideBefore(i) >= all
+}
+
+// ideBefore counts the disks before one that are on IDE.
+func (s *Spec) ideBefore(i int) (n int) {
+	for j := range s.Disks[:i] {
+		if s.Disks[j].bus(s) == BusIDE {
+			n++
+		}
+	}
+	return n
 }
 
 // check finds what no machine can have.
@@ -234,6 +273,8 @@ func (s *Spec) checkDisk(i int) error {
 		return fmt.Errorf("a machine %s has no bus ide: use virtio or scsi", s.machineType())
 	case bus == BusIDE && d.ReadOnly && !d.CDROM:
 		return fmt.Errorf("a disk on the bus ide cannot be read-only: use virtio or scsi")
+	case bus == BusIDE && s.ideFull(i):
+		return fmt.Errorf("a machine %s has no more room on the bus ide: use virtio or scsi", s.machineType())
 	case d.BootIndex < 0:
 		return fmt.Errorf("boot index %d: use 1 or more, 0 for a disk that is not booted from", d.BootIndex)
 	case len(d.Serial) > 20:

@@ -39,6 +39,8 @@ func TestGuestMistakes(t *testing.T) {
 		{"node name", "[guest.a]\nbackend = \"microvm\"\nnode_name = \"a.b\"\n", []string{"3:13: guest.a.node_name: \"a.b\" has a dot"}},
 		{"node name twice", tiny + "node_name = \"n\"\n" + bare + "node_name = \"N\"\n", []string{"6:13: guest.b.node_name: N is guest.a's too, in line 1"}},
 
+		{"one CD too many", "[guest.a]\nbackend = \"qemu\"\nmachine = \"pc\"\nboot = \"disk\"\n" + strings.Repeat("[[guest.a.disk]]\npath = \"/cd\"\niso = true\n", 5), []string{`17:11: guest.a.disk[4].bus: "ide" of a pc has 4 places, which are taken; write "scsi", or for a disk "virtio"`}},
+
 		// Backends.
 		{"no backend", "[guest.a]\nmemory = \"1G\"\n", []string{`1:8: guest.a.backend: is missing; write backend = "qemu", "microvm" or "container"`}},
 		{"unknown backend and names", "[guest.a]\nbackend = \"xen\"\nprofile = \"x\"\n[[guest.a.nic]]\nsegment = \"x\"\n", []string{

@@ -8,15 +8,22 @@ import (
 	"strings"
 )
 
+// idePlaces is how many disks and CDs a machine can have on IDE.
+var idePlaces = map[string]int{"q35": 6, "pc": 4}
+
 // disks looks at disks one by one.
 func (k guestCheck) disks() {
 	if !k.g.VM() {
 		return
 	}
+	onIDE := 0
 	for i, d := range k.g.Disks {
 		at := fmt.Sprintf("disk[%d]", i)
 		if !k.ok(k.key(at)) {
 			continue
+		}
+		if d.Bus == "ide" {
+			onIDE++
 		}
 		needless := func(key, why string) {
 			if k.said(at + "." + key) {
@@ -60,6 +67,8 @@ func (k guestCheck) disks() {
 			k.wrong(at+".bus", "\"ide\" has no disks that are only read", `write "virtio" or "scsi"`)
 		case k.g.Backend == BackendQEMU && k.g.Arch == "arm64" && d.Bus == "ide":
 			k.wrong(at+".bus", "\"ide\" is not there for arm64", `write "virtio" or "scsi"`)
+		case d.Bus == "ide" && onIDE > idePlaces[k.g.Machine] && idePlaces[k.g.Machine] > 0:
+			k.wrong(at+".bus", fmt.Sprintf("\"ide\" of a %s has %d places, which are taken", k.g.Machine, idePlaces[k.g.Machine]), `write "scsi", or for a disk "virtio"`)
 		}
 	}
 }
