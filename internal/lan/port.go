@@ -132,13 +132,13 @@ func (s *Segment) Replug(name string) error {
 	if err != nil {
 		return err
 	}
-	if s.opened.Parent == "" {
+	switch tap := s.opened.Parent == ""; {
+	case tap && port.Type() == "tuntap":
 		return s.plug(name)
+	case !tap && port.Type() == "macvtap":
+		return startMacvtap(port)
 	}
-	if port.Type() != "macvtap" {
-		return notThePort(port)
-	}
-	return startMacvtap(port)
+	return notThePort(port)
 }
 
 func findPort(name string) (netlink.Link, error) {

@@ -244,6 +244,13 @@ func TestPortsWithNames(t *testing.T) {
 	if err := s.Replug("web"); err == nil || !strings.Contains(err.Error(), "is gone") {
 		t.Errorf("a port that is gone: %v", err)
 	}
+	nettest.Wire(t, "web", nettest.NewHost(t, "other"), "eth0")
+	if err := s.Replug("web"); err == nil || !strings.Contains(err.Error(), "the link of this name is a veth") {
+		t.Errorf("a link of somebody else's: %v", err)
+	}
+	if s.Plugged("web") {
+		t.Error("a link of somebody else's was put into the bridge")
+	}
 }
 
 func TestMacvtapWithoutASegment(t *testing.T) {
