@@ -20,8 +20,20 @@ func (r *reader) check(c *Config) {
 	r.checkMachines(c)
 	r.checkRules(c)
 	r.checkGuests(c)
-	if (c.Server.TLSCertificate == "") != (c.Server.TLSKey == "") && r.ok("server.tls_certificate", "server.tls_key") {
+	r.checkHTTPS(c.Server)
+}
+
+func (r *reader) checkHTTPS(s Server) {
+	if !r.ok("server.http_port", "server.https_port", "server.tls_certificate", "server.tls_key") {
+		return
+	}
+	switch {
+	case (s.TLSCertificate == "") != (s.TLSKey == ""):
 		r.problemAt("server.tls_certificate", "and tls_key belong together", "write both, or neither for a certificate that ecboot makes")
+	case s.TLSCertificate != "" && s.HTTPSPort == 0:
+		r.problemAt("server.tls_certificate", "is for HTTPS, and no https_port is given", "write https_port = 443, too, or leave it out")
+	case s.HTTPSPort == s.HTTPPort:
+		r.problemAt("server.https_port", fmt.Sprintf("%d is http_port, too", s.HTTPSPort), "give each a port of its own")
 	}
 }
 

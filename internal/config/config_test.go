@@ -145,6 +145,8 @@ func TestMistakes(t *testing.T) {
 		{"option twice", "[segment.x]\noptions = {42 = \"10.0.0.1\", ntp-servers = \"10.0.0.1\"}\n", []string{"is the same option as 42"}},
 		{"route", "[segment.x]\nroutes = [\"10.9.0.1/16 via 10.77.0.9\", \"10.9.0.0/16\"]\n", []string{"the network is 10.9.0.0/16", "is not a route"}},
 		{"route through a stranger", "[segment.x]\nroutes = [\"10.9.0.0/16 via 10.78.0.9\"]\n", []string{"10.78.0.9 is outside of 10.77.0.0/24"}},
+		{"one port for two", "[server]\nhttp_port = 8080\nhttps_port = 8080\n", []string{"3:14: server.https_port: 8080 is http_port, too; give each a port of its own"}},
+		{"a certificate for nothing", "[server]\ntls_certificate = \"c\"\ntls_key = \"k\"\n", []string{"2:19: server.tls_certificate: is for HTTPS, and no https_port is given; write https_port = 443"}},
 		{"half a certificate", "[server]\ntls_key = \"k\"\n", []string{"server.tls_certificate: and tls_key belong together"}},
 		{"platform", "[server]\nnbp = {x86 = \"k\"}\n", []string{`write a name such as "bios", "uefi-ia32"`}},
 
