@@ -186,8 +186,11 @@ func findUEFI(root string, w Wanted) (UEFI, error) {
 			}
 		}
 	}
+	guarded := false
 	if !strings.HasPrefix(w.Machine, "q35") && !strings.HasPrefix(w.Machine, "pc-q35-") {
+		there := len(found)
 		found = slices.DeleteFunc(found, func(u UEFI) bool { return u.SMM })
+		guarded = len(found) < there
 	}
 	if i := slices.IndexFunc(found, func(u UEFI) bool { return !u.SMM }); i >= 0 {
 		return found[i], nil
@@ -198,6 +201,9 @@ func findUEFI(root string, w Wanted) (UEFI, error) {
 	what := "UEFI firmware"
 	if w.SecureBoot {
 		what += " with Secure Boot"
+	}
+	if guarded {
+		return UEFI{}, fmt.Errorf("the %s that is here needs a machine q35, which can keep its variables from the guest, and not %s", what, w.Machine)
 	}
 	msg := fmt.Sprintf("no %s for an %s machine %s: install the package %s (apt-get install %[4]s)", what, w.Arch, w.Machine, uefiPackages[w.Arch])
 	if w.Arch == ArchAMD64 && !w.SecureBoot {

@@ -113,7 +113,7 @@ func TestFindUEFI(t *testing.T) {
 		{"secure ones are passed over", []map[string]string{images("secure", "b")}, map[string]string{usr + "40.json": secure, usr + "60.json": descriptor("b")}, Wanted{Machine: "q35"}, "/fw/b.fd"},
 		{"the one with SMM comes last", []map[string]string{images("smm", "b")}, map[string]string{usr + "40.json": smm, usr + "60.json": descriptor("b")}, Wanted{}, "/fw/b.fd"},
 		{"SMM where there is no other", []map[string]string{images("smm")}, map[string]string{usr + "40.json": smm}, Wanted{}, "/fw/smm.fd"},
-		{"SMM needs a q35", []map[string]string{images("smm")}, map[string]string{usr + "40.json": smm}, Wanted{Machine: "pc"}, "no UEFI firmware"},
+		{"SMM needs a q35", []map[string]string{images("smm")}, map[string]string{usr + "40.json": smm}, Wanted{Machine: "pc"}, "the UEFI firmware that is here needs a machine q35"},
 		{"Secure Boot", []map[string]string{images("secure", "b")}, map[string]string{usr + "40.json": secure, usr + "30.json": descriptor("b")}, other, "/fw/secure.fd"},
 		{"no Secure Boot", []map[string]string{images("b")}, map[string]string{usr + "30.json": descriptor("b")}, other, "no UEFI firmware with Secure Boot for an amd64 machine q35: install the package ovmf"},
 		{"32 bits", []map[string]string{images("smm", "b")}, map[string]string{usr + "40.json": narrow, usr + "30.json": descriptor("b")}, Wanted{Arch: Arch386}, "/fw/smm.fd"},
