@@ -245,8 +245,8 @@ func (s *Supervisor) adoptOne(ctx context.Context, f found) {
 	g.run = r
 	switch {
 	case mute != nil && ctx.Err() == nil:
-		g.drift = []string{mute.Error()}
-		s.fail(g, mute.Error())
+		g.drift = []string{silence(f.name, mute)}
+		s.fail(g, g.drift[0])
 	case r.process != 0:
 		s.say(g, fmt.Sprintf("runs on as process %d, since %s", r.process, r.since.Format(time.DateTime)))
 	case r.pid != 0:
@@ -296,6 +296,11 @@ func (s *Supervisor) adoptEnd(f found) {
 		g.life = g.life.enter(Running, f.exit.At)
 		s.apply(g, event{kind: ended, exit: f.exit})
 	}
+}
+
+// silence says that a keeper does not answer, and what helps.
+func silence(guest string, err error) string {
+	return fmt.Sprintf("%v; the guest runs on, and 'ecboot guest stop %s' ends both", err, guest)
 }
 
 // guestOf is the guest that was found, known or not. The lock is held.
@@ -750,7 +755,7 @@ func (s *Supervisor) Check(ctx context.Context) {
 		case err == nil && st.Trouble != "":
 			drift = append(drift, st.Trouble)
 		case err != nil && !endsSoon(ctx, j.r):
-			drift = append(drift, err.Error())
+			drift = append(drift, silence(j.g.Name, err))
 		}
 		if ctx.Err() != nil {
 			return // what was found out by then is not what is wrong
