@@ -144,11 +144,14 @@ func (s step) take() error {
 	}
 	// Without O_CREATE: what is not there is not to be made.
 	f, err := os.OpenFile(s.path, os.O_WRONLY, 0)
-	if err != nil {
-		return err
+	if err == nil {
+		_, err = f.WriteString(s.value)
+		err = errors.Join(err, f.Close())
 	}
-	_, err = f.WriteString(s.value)
-	return errors.Join(err, f.Close())
+	if errors.Is(err, unix.ENODEV) { // its cgroup went after it was found
+		return &fs.PathError{Op: "write", Path: s.path, Err: unix.ENOENT}
+	}
+	return err
 }
 
 // joinCgroups is Join without systemd.
@@ -165,8 +168,8 @@ func joinCgroups(ctx context.Context, g Guest, pid int) (Scope, error) {
 		return Scope{}, err
 	}
 	// Another guest's end may remove the cgroup that all are in, just before
-	// this one's is made.
-	for range 3 {
+	// this one's is made; and a sweep this one, before the process is in it.
+	for range 10 {
 		if err = takeAll(steps); !errors.Is(err, fs.ErrNotExist) {
 			break
 		}

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -375,11 +376,43 @@ func noneLeft(t *testing.T, all []hierarchy, g Guest) {
 		t.Errorf("left: %q", dirs)
 	}
 	for _, h := range all {
-		st, err := os.Stat(filepath.Join(h.dir, top))
-		if err == nil && st.Sys().(*syscall.Stat_t).Nlink == 2 { // itself, and no cgroup within
-			t.Errorf("left, and empty: %s", filepath.Join(h.dir, top))
+		// The guests of other tests come and go: for a moment it is empty.
+		empty := func() bool {
+			st, err := os.Stat(filepath.Join(h.dir, top))
+			return err == nil && st.Sys().(*syscall.Stat_t).Nlink == 2 // itself, and no cgroup within
+		}
+		for until := time.Now().Add(patience); empty(); time.Sleep(pause) {
+			if time.Now().After(until) {
+				t.Errorf("left, and empty: %s", filepath.Join(h.dir, top))
+				break
+			}
 		}
 	}
+}
+
+// Guests start while others end, and while what is empty is swept.
+func TestGuestsComeAndGoAtOnce(t *testing.T) {
+	all := needCgroups(t)
+	var h Host
+	var guests sync.WaitGroup
+	for i := range 4 {
+		guests.Go(func() {
+			g := Guest{Name: fmt.Sprintf("test-many-%d-%d", i, os.Getpid())}
+			defer h.Remove(context.Background(), g.Name)
+			for range 50 {
+				keeper := sleeper(t)
+				_, err := h.Join(t.Context(), g, keeper.Process.Pid)
+				keeper.Process.Kill()
+				keeper.Wait()
+				if err = errors.Join(err, h.Remove(t.Context(), g.Name), h.Sweep()); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	guests.Wait()
+	noneLeft(t, all, Guest{Name: "none"})
 }
 
 func TestFailedJoinLeavesNothing(t *testing.T) {
