@@ -13,7 +13,6 @@ import (
 
 	"github.com/every-channel/ecboot/internal/boot"
 	"github.com/every-channel/ecboot/internal/nettest"
-	"github.com/every-channel/ecboot/internal/timeline"
 )
 
 func TestCertificates(t *testing.T) {
@@ -121,14 +120,14 @@ func TestCurlOverTLS(t *testing.T) {
 		if sumOf(t, to) != sum(pattern(kernelSize)) {
 			t.Errorf("%s: arrived damaged", how)
 		}
+		events.ended()
 	}
 	to := filepath.Join(t.TempDir(), "snponly.efi")
 	if err := os.WriteFile(to, pattern(nbpSize)[:1000], 0o644); err != nil {
 		t.Fatal(err)
 	}
-	events.take()
 	curl("-C", "-", "-o", to, base+"//snponly.efi")
-	if end := events.await(timeline.End); sumOf(t, to) != sum(pattern(nbpSize)) || end.Bytes != nbpSize-1000 {
+	if end := events.ended(); sumOf(t, to) != sum(pattern(nbpSize)) || end.Bytes != nbpSize-1000 {
 		t.Errorf("resumed with %+v", end)
 	}
 	// The files come the way the script came; the booted system does not know

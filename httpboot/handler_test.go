@@ -77,6 +77,14 @@ func (l *eventLog) await(phase timeline.Phase) timeline.Event {
 	}
 }
 
+// ended waits for the end of the only transfer, which its client does not wait
+// for, and takes it.
+func (l *eventLog) ended() timeline.Event {
+	end := l.await(timeline.End)
+	l.take()
+	return end
+}
+
 // pattern is n bytes that differ from block to block.
 func pattern(n int) []byte {
 	b := make([]byte, n)

@@ -92,12 +92,12 @@ func TestCurlFetchesEverything(t *testing.T) {
 			if err := os.Truncate(to, int64(size/3)); err != nil {
 				t.Fatal(err)
 			}
-			events.take()
+			events.ended()
 			host.Run(t, "curl", "-sSf", "--path-as-is", "-C", "-", "-o", to, base+path)
 			if sumOf(t, to) != sum(pattern(size)) {
 				t.Error("resumed damaged")
 			}
-			if end := events.await(timeline.End); end.Bytes != int64(size-size/3) || end.Machine != "10.78.0.50" {
+			if end := events.ended(); end.Bytes != int64(size-size/3) || end.Machine != "10.78.0.50" {
 				t.Errorf("the rest was %+v", end)
 			}
 			head := host.Run(t, "curl", "-sSfI", "--path-as-is", base+path)
