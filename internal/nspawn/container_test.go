@@ -153,6 +153,7 @@ type session struct {
 	mu      sync.Mutex
 	said    bytes.Buffer
 	changed chan struct{}
+	ended   chan struct{} // closed when all is said
 }
 
 // start runs a container for the length of a test.
@@ -168,10 +169,9 @@ func start(t *testing.T, spec Spec, opts Options) *session {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &session{Container: c, changed: make(chan struct{})}
-	ended := make(chan struct{})
+	s := &session{Container: c, changed: make(chan struct{}), ended: make(chan struct{})}
 	go func() {
-		defer close(ended)
+		defer close(s.ended)
 		buf := make([]byte, 4096)
 		for {
 			n, err := c.Console().Read(buf)
@@ -188,7 +188,7 @@ func start(t *testing.T, spec Spec, opts Options) *session {
 	t.Cleanup(func() {
 		c.Kill()
 		<-c.Done()
-		<-ended
+		<-s.ended
 		c.Console().Close()
 		if t.Failed() {
 			t.Logf("exit: %s\nstderr: %s\nconsole:\n%s", c.Exit(), c.Exit().Stderr, s.text())
@@ -207,17 +207,20 @@ func (s *session) text() string {
 func (s *session) expect(t *testing.T, re string) string {
 	t.Helper()
 	exp, limit := regexp.MustCompile(re), time.After(patience)
-	for {
+	for over := false; ; {
 		s.mu.Lock()
 		m, changed := exp.FindStringSubmatch(s.said.String()), s.changed
 		s.mu.Unlock()
 		if m != nil {
 			return m[len(m)-1]
 		}
+		if over {
+			t.Fatalf("the container ended and did not say %s", re)
+		}
 		select {
 		case <-changed:
-		case <-s.Done():
-			t.Fatalf("the container ended and did not say %s", re)
+		case <-s.ended:
+			over = true
 		case <-limit:
 			t.Fatalf("the container does not say %s", re)
 		}
@@ -793,16 +796,7 @@ func TestBrokenContainers(t *testing.T) {
 			if e := s.Exit(); e.Reason != Failed || !strings.Contains(e.String(), test.exit) {
 				t.Errorf("exit %+v, want %q", e, test.exit)
 			}
-			for until := time.Now().Add(patience); !strings.Contains(s.text(), test.console); {
-				s.mu.Lock()
-				changed := s.changed
-				s.mu.Unlock()
-				select {
-				case <-changed:
-				case <-time.After(time.Until(until)):
-					t.Fatalf("the console does not say %q", test.console)
-				}
-			}
+			s.expect(t, regexp.QuoteMeta(test.console))
 		})
 	}
 }
