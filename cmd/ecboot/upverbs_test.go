@@ -86,6 +86,7 @@ format = "raw"
 	verb(0, "log a -n 0", "Linux version", "ecboot: userland after")
 
 	// The shell reads what is typed, and the console ends with the guest.
+	s.atShell(t, "a", 1)
 	cmd := u.command(t, "guest", "console", "a")
 	cmd.Stdin = strings.NewReader("echo $((40+2))\npoweroff\n")
 	if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "42\r\n") {
