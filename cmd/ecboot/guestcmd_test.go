@@ -551,9 +551,14 @@ func TestOperators(t *testing.T) {
 
 func (f *fakeUp) console(t *testing.T) net.Conn {
 	t.Helper()
-	c := <-f.consoles
-	t.Cleanup(func() { c.Close() })
-	return c
+	select {
+	case c := <-f.consoles:
+		t.Cleanup(func() { c.Close() })
+		return c
+	case <-inTime(t, t.Context()).Done():
+		t.Fatal("nobody has opened a console")
+		return nil
+	}
 }
 
 func TestGuestConsole(t *testing.T) {

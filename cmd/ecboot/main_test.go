@@ -8,6 +8,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/every-channel/ecboot/internal/nettest"
 	"github.com/every-channel/ecboot/internal/sim"
@@ -24,10 +25,23 @@ func TestMain(m *testing.M) {
 	nettest.Main(m, sim.Program())
 }
 
+// inTime makes ctx end a little before all tests are out of time: a test that
+// waits in vain for what ctx ends can still say for what, and what came instead.
+func inTime(t testing.TB, ctx context.Context) context.Context {
+	if limited, ok := t.(interface{ Deadline() (time.Time, bool) }); ok {
+		if deadline, ok := limited.Deadline(); ok {
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithDeadline(ctx, deadline.Add(-30*time.Second))
+			t.Cleanup(cancel)
+		}
+	}
+	return ctx
+}
+
 // ecbootCommand prepares an ecboot with directories of its own.
 func ecbootCommand(t testing.TB, ctx context.Context, args ...string) *exec.Cmd {
 	t.Helper()
-	cmd := exec.CommandContext(ctx, "/proc/self/exe", args...)
+	cmd := exec.CommandContext(inTime(t, ctx), "/proc/self/exe", args...)
 	cmd.Env = append(os.Environ(), mainVar+"=1")
 	cmd.Dir = t.TempDir()
 	// A test that is killed by its time limit takes its ecboot along.

@@ -93,7 +93,7 @@ func (u *upHost) command(t *testing.T, args ...string) *exec.Cmd {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := u.Command(t.Context(), exe, append(args, "--config", u.config)...)
+	cmd := u.Command(inTime(t, t.Context()), exe, append(args, "--config", u.config)...)
 	cmd.Env = slices.Concat(os.Environ(), []string{mainVar + "=1"}, u.env)
 	cmd.Dir = u.dir
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
