@@ -45,6 +45,7 @@ type change struct {
 	Value string       `json:"value,omitempty"`
 	Old   string       `json:"old,omitempty"`   // of a setting
 	Saved *belongings  `json:"saved,omitempty"` // of a move
+	Own   settings     `json:"own,omitempty"`   // that Link inherits as they were before other segments
 	NAT   *nat         `json:"nat,omitempty"`
 }
 
@@ -61,6 +62,8 @@ func (c *change) remember(others settings) (err error) {
 		}
 	case opSetting:
 		c.Old, err = others.original(c.Key)
+	case opInherit:
+		c.Own = others.of(c.On)
 	case opNAT:
 		c.NAT.remember(others)
 	}
@@ -117,7 +120,7 @@ func (c change) make(pause func()) error {
 	case opVLAN, opMacvlan, opMacvtap:
 		return c.makeUpper()
 	case opInherit:
-		return inheritSettings(c.Link, c.On)
+		return errors.Join(inheritSettings(c.Link, c.On), c.Own.inherit(c.Link, c.On))
 	case opUp:
 		return setUp(c.Link)
 	case opEnslave:

@@ -37,7 +37,7 @@ func (s *Segment) Mend() (mended []string, err error) {
 			continue
 		}
 		if c.Op == opInherit {
-			errs = append(errs, s.inheritOld(c))
+			errs = append(errs, settingsIn(s.made).of(c.On).inherit(c.Link, c.On))
 		}
 		anew[c.Link] = anew[c.Link] || c.makesLink()
 		mended = append(mended, c.String())
@@ -49,19 +49,6 @@ func (s *Segment) Mend() (mended []string, err error) {
 		errs = append(errs, fmt.Errorf("the link %s is gone", s.opened.Link))
 	}
 	return mended, errors.Join(errs...)
-}
-
-// inheritOld gives a link those settings of the other that it had before the
-// segment changed them.
-func (s *Segment) inheritOld(c change) error {
-	var errs []error
-	for _, m := range s.made {
-		if m.Op == opSetting && m.affects() == c.On && m.Old != "" {
-			key := strings.Replace(m.Key, "/"+c.On+"/", "/"+c.Link+"/", 1)
-			errs = append(errs, writeSetting(key, m.Old))
-		}
-	}
-	return errors.Join(errs...)
 }
 
 func (c change) makesLink() bool {

@@ -150,6 +150,55 @@ func TestNATOfTwoSegments(t *testing.T) {
 	}
 }
 
+// The way out becomes a port of another segment's bridge, which must not let in
+// what the NIC did not.
+func TestNATOverABridgeThatComesLater(t *testing.T) {
+	nettest.NeedRoot(t)
+	nettest.Need(t, "ip", "ping", "nft")
+	world, side := nettest.NewHost(t, "world"), nettest.NewHost(t, "side")
+	nettest.Wire(t, "nic0", world, "eth0")
+	nettest.Wire(t, "nic1", side, "eth0")
+	for _, args := range []string{
+		"addr add 198.51.100.2/24 dev nic0", "addr add 10.90.0.1/24 dev nic1", "route add default via 198.51.100.1",
+	} {
+		run(t, "ip", strings.Fields(args)...)
+	}
+	for nic, on := range map[string]string{"nic0": "0", "nic1": "1"} {
+		if err := writeSetting("ipv4/conf/"+nic+"/forwarding", on); err != nil {
+			t.Fatal(err)
+		}
+	}
+	world.Run(t, "ip", "addr", "add", "198.51.100.1/24", "dev", "eth0")
+	world.Run(t, "ip", "route", "add", "10.0.0.0/8", "via", "198.51.100.2")
+	side.Run(t, "ip", "addr", "add", "10.90.0.2/24", "dev", "eth0")
+	side.Run(t, "ip", "route", "add", "default", "via", "10.90.0.1")
+	dir := t.TempDir()
+	var last *Segment
+	for _, cfg := range []Config{
+		{Name: "lab", Bridge: "br8", Address: private, NAT: true, NoteDir: dir},
+		{Name: "office", Bridge: "br9", Uplink: "nic0", NoteDir: dir},
+	} {
+		s, err := Open(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		last = s
+	}
+	closed := func() {
+		t.Helper()
+		if reaches(world, "10.90.0.2") {
+			t.Error("the world is let through to the side network, as it was not before")
+		}
+	}
+	closed()
+	run(t, "ip", "link", "del", "br9")
+	if _, err := last.Mend(); err != nil {
+		t.Fatal(err)
+	}
+	closed()
+}
+
 func TestNATWarnsOfAFirewallThatDrops(t *testing.T) {
 	nettest.NeedRoot(t)
 	nettest.Need(t, "nft")

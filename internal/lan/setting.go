@@ -2,6 +2,7 @@ package lan
 
 import (
 	"errors"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -59,10 +60,17 @@ func othersSettings(note string) settings {
 		if file == note || err != nil || n.Boot != bootID() {
 			continue
 		}
-		for _, c := range n.Made {
-			if c.Op == opSetting {
-				list[c.Key] = c
-			}
+		maps.Copy(list, settingsIn(n.Made))
+	}
+	return list
+}
+
+// settingsIn are those among changes.
+func settingsIn(made []change) settings {
+	list := settings{}
+	for _, c := range made {
+		if c.Op == opSetting {
+			list[c.Key] = c
 		}
 	}
 	return list
@@ -76,6 +84,29 @@ func (others settings) original(key string) (string, error) {
 		return c.Old, nil
 	}
 	return now, err
+}
+
+// of are those of one link.
+func (others settings) of(link string) settings {
+	list := settings{}
+	for key, c := range others {
+		if c.affects() == link {
+			list[key] = c
+		}
+	}
+	return list
+}
+
+// inherit gives a link the settings of another as they were before these changes:
+// what a segment with NAT lets in by the one, it does not let in by the other.
+func (others settings) inherit(link, from string) error {
+	var errs []error
+	for key, c := range others {
+		if c.Old != "" {
+			errs = append(errs, writeSetting(strings.Replace(key, "/"+from+"/", "/"+link+"/", 1), c.Old))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // inheritSettings gives a new link the IP settings of the one whose addresses it
