@@ -184,3 +184,13 @@ func TestGuestDigest(t *testing.T) {
 		t.Error("its memory makes no difference")
 	}
 }
+
+func TestSegmentsWithNATAreOpenedLast(t *testing.T) {
+	var names []string
+	for _, s := range natLast([]config.Segment{{Name: "a", NAT: true}, {Name: "b"}, {Name: "c", NAT: true}, {Name: "d"}}) {
+		names = append(names, s.Name)
+	}
+	if got := strings.Join(names, ""); got != "bdac" {
+		t.Errorf("opened in the order %s", got)
+	}
+}

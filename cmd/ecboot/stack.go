@@ -105,7 +105,7 @@ func openStack(ctx context.Context, cfg stackConfig) (_ *stack, err error) {
 			err = withCode(exitEnvironment, errors.Join(err, end()))
 		}
 	}()
-	for _, seg := range cfg.Segments {
+	for _, seg := range natLast(cfg.Segments) {
 		if seg.Relay.IsValid() {
 			continue // served through another one
 		}
@@ -131,6 +131,22 @@ func openStack(ctx context.Context, cfg stackConfig) (_ *stack, err error) {
 		s.tasks = append(s.tasks, one)
 	}
 	return s, nil
+}
+
+// natLast is the order in which segments are opened: the way out of one with NAT
+// may move to the bridge of another.
+func natLast(segments []config.Segment) []config.Segment {
+	order := slices.Clone(segments)
+	slices.SortStableFunc(order, func(a, b config.Segment) int {
+		switch {
+		case a.NAT == b.NAT:
+			return 0
+		case b.NAT:
+			return -1
+		}
+		return 1
+	})
+	return order
 }
 
 // allow returns who may ask a segment's servers: its own addresses, and those
