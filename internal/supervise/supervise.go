@@ -258,7 +258,7 @@ func (s *Supervisor) adoptOne(ctx context.Context, f found) {
 	case r.stopping && g.declared:
 		s.apply(g, event{kind: restartAsked}) // see life.ended
 	}
-	s.follow(g, r)
+	s.follow(g, r, func() {})
 }
 
 // adoptEnd takes in the end of a guest that this supervisor has not seen.
@@ -524,9 +524,10 @@ func (s *Supervisor) act(g *guest, do action) {
 				s.apply(g, event{kind: startFailed, err: err})
 				return
 			}
-			g.run = r
-			s.apply(g, event{kind: started})
-			s.follow(g, r)
+			s.follow(g, r, func() {
+				g.run = r
+				s.apply(g, event{kind: started})
+			})
 		})
 	case doAbort:
 		g.abort()
@@ -641,11 +642,28 @@ func endsSoon(ctx context.Context, in instance) bool {
 	return false
 }
 
-// follow passes on what a keeper tells, and sees its end.
-func (s *Supervisor) follow(g *guest, r *run) {
+// follow passes on what a keeper tells, and sees its end. begin is called, with the
+// lock held, once the first of that is passed on, which is the guest's start, and
+// before the rest: what the supervisor says of it comes after its start, and of its
+// end after all that it has told.
+func (s *Supervisor) follow(g *guest, r *run, begin func()) {
+	begun := sync.OnceFunc(func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		begin()
+	})
+	told := make(chan struct{})
 	s.work.Go(func() {
+		mute := time.AfterFunc(endPatience, begun)
+		err := r.Events(s.ctx, func(e timeline.Event) {
+			s.cfg.Timeline.Record(e)
+			begun()
+		})
+		mute.Stop()
+		begun()
+		close(told)
 		// Its end is no news here; what else goes wrong costs the timeline only.
-		if err := r.Events(s.ctx, s.cfg.Timeline.Record); err != nil && !endsSoon(s.ctx, r) && s.ctx.Err() == nil {
+		if err != nil && !endsSoon(s.ctx, r) && s.ctx.Err() == nil {
 			s.cfg.Log.Warn("the timeline of a guest is not followed any more", "guest", g.Name, "error", err)
 		}
 	})
@@ -654,6 +672,11 @@ func (s *Supervisor) follow(g *guest, r *run) {
 		case <-s.ctx.Done():
 			return
 		case <-r.Done():
+		}
+		select {
+		case <-told:
+		case <-time.After(endPatience):
+			begun()
 		}
 		s.mu.Lock()
 		asked := r.asked

@@ -348,9 +348,13 @@ func (*lasting) Status(context.Context) (keeper.Status, error) {
 	return keeper.Status{Keeper: 1, PID: 2}, nil
 }
 
-func (*lasting) Events(ctx context.Context, _ func(timeline.Event)) error {
-	<-ctx.Done()
-	return ctx.Err()
+func (l *lasting) Events(ctx context.Context, _ func(timeline.Event)) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-l.stopped:
+		return nil
+	}
 }
 
 func (l *lasting) Stop(context.Context) (string, error) {
@@ -556,6 +560,84 @@ func TestStopsWhatIsBeingTakenOver(t *testing.T) {
 	if st := s.List()[0]; st.Phase != Stopped || st.Reason != "poweroff" {
 		t.Errorf("%+v", st)
 	}
+}
+
+// talker is a guest that tells of itself, of its end with a delay.
+type talker struct{ *lasting }
+
+func (t talker) Events(ctx context.Context, tell func(timeline.Event)) error {
+	tell(timeline.Event{Machine: "m", Stage: timeline.Start})
+	tell(timeline.Event{Machine: "m", Stage: timeline.Firmware})
+	err := t.lasting.Events(ctx, tell)
+	time.Sleep(time.Second)
+	tell(timeline.Event{Machine: "m", Stage: timeline.Exit})
+	return err
+}
+
+// talkerHost starts one of these.
+type talkerHost struct{ noKeepers }
+
+func (talkerHost) spawn(context.Context, keeper.Plan, keeper.SpawnOptions) (instance, error) {
+	return talker{&lasting{stopped: make(chan struct{})}}, nil
+}
+
+// What a guest tells of itself and what the supervisor says of it come in the order
+// in which it happened.
+func TestTellsInOrder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, err := New(Config{host: talkerHost{}, Timeline: timeline.New()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.adopt(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		s.Update([]Guest{{Name: "db", Machine: "m", Prepare: func(context.Context) (*Prepared, error) { return &Prepared{}, nil }}})
+		if err := s.Start(t.Context(), "db"); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if _, err := s.Stop(t.Context(), "db", false); err != nil {
+			t.Fatal(err)
+		}
+		s.Leave()
+		var told []string
+		for _, e := range s.cfg.Timeline.Events("m") {
+			told = append(told, strings.TrimSpace(string(e.Stage)+" "+e.Detail))
+		}
+		want := []string{"start", "guest runs as process 2", "firmware", "guest is stopping", "exit", "guest stopped: power button"}
+		if !slices.Equal(told, want) {
+			t.Errorf("%q, want %q", told, want)
+		}
+	})
+}
+
+// silentHost starts guests that tell nothing.
+type silentHost struct{ noKeepers }
+
+func (silentHost) spawn(context.Context, keeper.Plan, keeper.SpawnOptions) (instance, error) {
+	return &lasting{stopped: make(chan struct{})}, nil
+}
+
+// A guest whose keeper tells nothing runs all the same.
+func TestRunsWithoutAWord(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, err := New(Config{host: silentHost{}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.adopt(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		s.Update([]Guest{{Name: "db", Prepare: func(context.Context) (*Prepared, error) { return &Prepared{}, nil }}})
+		if err := s.Start(t.Context(), "db"); err != nil {
+			t.Fatal(err)
+		}
+		if how, err := s.Stop(t.Context(), "db", false); how != "power button" || err != nil {
+			t.Errorf("%q, %v", how, err)
+		}
+		s.Leave()
+	})
 }
 
 // heldHost has the directory of a guest in which somebody may live.
