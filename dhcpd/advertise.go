@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -137,7 +138,11 @@ func (a *Advertiser) changed(ctx context.Context, matters func(netlink.AddrUpdat
 // listen opens a socket on the link-local address. It fails while there is no
 // such address, or duplicate address detection still runs for it.
 func (a *Advertiser) listen() (*ndp.Conn, netip.Addr, error) {
-	conn, self, err := ndp.Listen(a.link, ndp.LinkLocal)
+	// For a minute package net may remember the number of another link, which
+	// had this name before: by its number it finds the one that is meant.
+	link := *a.link
+	link.Name = strconv.Itoa(link.Index)
+	conn, self, err := ndp.Listen(&link, ndp.LinkLocal)
 	if err != nil {
 		return nil, netip.Addr{}, err
 	}

@@ -59,6 +59,11 @@ func TestStation(t *testing.T) {
 // address. The kernel of the host that is connected later solicits routers.
 func TestAdvertiserAnswersWhenAddressComesUp(t *testing.T) {
 	nettest.Need(t, "tcpdump")
+	t.Run("a bridge", testAdvertiser)
+	t.Run("another one of the same name", testAdvertiser)
+}
+
+func testAdvertiser(t *testing.T) {
 	nettest.Bridge(t, "br0", "10.77.0.1/24")
 	asked := make(chan boot.MAC, 64)
 	a, err := NewAdvertiser(AdvertiserConfig{Interface: "br0", Only: func(mac boot.MAC) bool {
