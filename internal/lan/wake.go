@@ -23,7 +23,7 @@ const (
 func Wake(ifname string, mac [6]byte) error {
 	link, err := net.InterfaceByName(ifname)
 	if err != nil {
-		return fmt.Errorf("wake through %s: %w", ifname, err)
+		return fmt.Errorf("wake through %s: there is no such link here while no server makes it", ifname)
 	}
 	magic := magicPacket(mac)
 	if err := errors.Join(wakeFrame(link, magic), wakeUDP(ifname, magic)); err != nil {

@@ -3,6 +3,7 @@ package lan
 import (
 	"bytes"
 	"net"
+	"strings"
 	"testing"
 	"time"
 
@@ -76,7 +77,7 @@ func TestWakeReachesTheMachineBothWays(t *testing.T) {
 }
 
 func TestWakeNamesTheLinkThatIsNotThere(t *testing.T) {
-	if err := Wake("eth9", [6]byte{}); err == nil {
+	if err := Wake("eth9", [6]byte{}); err == nil || !strings.Contains(err.Error(), "through eth9: there is no such link") {
 		t.Error("no error")
 	}
 }
