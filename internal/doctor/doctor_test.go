@@ -238,6 +238,7 @@ func TestChecks(t *testing.T) {
 		}, "virtiofsd", OK, "/usr/libexec/virtiofsd", ""},
 		{"no nspawn", func(m *machine) { m.lack("systemd-nspawn") }, "systemd-nspawn", Warn, "only containers need it", "apt install systemd-container"},
 		{"accounts not asked", func(m *machine) { m.OperatorGroup = "" }, "accounts", Skip, "not looked for", ""},
+		{"accounts without root", func(m *machine) { m.UID = 1000 }, "accounts", Skip, "yours runs QEMU as yourself", ""},
 		{"no accounts", func(m *machine) { m.file("/etc/group", "xecboot:x:9:\n") }, "accounts", Warn, "no group ecboot, so only root drives guests", "ecboot install"},
 		{"no user", func(m *machine) { m.file("/etc/passwd", "root:x:0:0::/root:/bin/sh\n") }, "accounts", Warn, "no user ecboot-guest, so QEMU runs as nobody", "'ecboot install', and what it says to do next"},
 		{"a group of one's own", func(m *machine) { m.OperatorGroup = "operators" }, "accounts", Warn, "no group operators, so only root", "groupadd --system operators"},
