@@ -124,7 +124,11 @@ func (s *segment) announce(w io.Writer) {
 		fmt.Fprintf(w, "serving %s (%s), through the relay %s, to %s\n", r.Relay.Masked(), r.Name, r.Relay.Addr(), r.whom())
 	}
 	if s.Private() {
-		fmt.Fprintf(w, "the segment is private to this process: 'nsenter --target %d --net' enters it\n", os.Getpid())
+		user := ""
+		if uid, isolated := lan.Isolated(); isolated && uid != 0 {
+			user = "--user --preserve-credentials "
+		}
+		fmt.Fprintf(w, "the segment is private to this process: 'nsenter --target %d %s--net' enters it\n", os.Getpid(), user)
 	}
 }
 

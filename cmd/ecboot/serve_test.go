@@ -169,6 +169,12 @@ func TestEnvironmentInTheWay(t *testing.T) {
 		}
 		device(t, "666")
 		run(t, asNobody+bin+" run --accel tcg --first-stage ipxe --until ready").want(t, 0, "userland")
+		// The command that is told for its private segment works.
+		run(t, `mkfifo -m 666 /run/home/said
+`+asNobody+bin+` serve 2>/run/home/said & exec 3</run/home/said
+while read -r line <&3; do case "$line" in *nsenter*) break;; esac; done
+`+asNobody+`$(echo "$line" | cut -d "'" -f 2) ip -br link show ecbr0; code=$?
+kill $!; wait $!; exit $code`).want(t, 0, "ecbr0")
 	})
 }
 
