@@ -397,6 +397,26 @@ func TestGuestDocuments(t *testing.T) {
 `, "db")
 }
 
+// What runs for long must not hold what ecboot was started with, such as a lock.
+func TestChildrenInheritNothing(t *testing.T) {
+	dir := t.TempDir()
+	file, seen := filepath.Join(dir, "ecboot.toml"), filepath.Join(dir, "seen")
+	lock, err := os.Create(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close()
+	cmd := ecbootCommand(t, t.Context(), "guest", "edit", "--config", file)
+	cmd.ExtraFiles = []*os.File{lock}
+	cmd.Env = append(cmd.Env, "VISUAL=sh -c 'readlink /proc/self/fd/3 >"+seen+"; test -e "+seen+"'")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if inherited, err := os.ReadFile(seen); err != nil || len(inherited) > 0 {
+		t.Errorf("the editor has %s, %v", inherited, err)
+	}
+}
+
 func TestNoSupervisor(t *testing.T) {
 	nettest.NeedRoot(t)
 	for _, args := range []string{"list", "show db", "start db", "stop --all", "restart db", "reset db", "console db", "log db", "screenshot db -"} {

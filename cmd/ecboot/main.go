@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"os/signal"
 	"slices"
@@ -15,6 +16,7 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/every-channel/ecboot/internal/keeper"
 	"github.com/every-channel/ecboot/internal/lan"
@@ -50,6 +52,7 @@ func withCode(code int, err error) error {
 func main() { os.Exit(mainCode()) }
 
 func mainCode() int {
+	passNothingOn()
 	lan.RunWatchdog()
 	keeper.RunKeeper()
 	// The first Ctrl-C ends in good order, the second at once: after the
@@ -74,6 +77,21 @@ func mainCode() int {
 		return coded.code
 	}
 	return exitFailed
+}
+
+// passNothingOn keeps what this process was started with, such as the lock of
+// flock(1), from guests and watchdogs: they outlive it.
+func passNothingOn() {
+	if unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC) == nil {
+		return
+	}
+	// Linux before 5.11 cannot.
+	open, _ := os.ReadDir("/proc/self/fd")
+	for _, f := range open {
+		if fd, err := strconv.Atoi(f.Name()); err == nil && fd > 2 {
+			unix.CloseOnExec(fd)
+		}
+	}
 }
 
 // newRoot builds the command tree; started becomes true once the command line
