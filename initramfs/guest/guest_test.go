@@ -216,3 +216,17 @@ func TestPostToOthers(t *testing.T) {
 		ln.Close()
 	}
 }
+
+// A switch with spanning tree passes nothing on for 30 s (IEEE 802.1D-2004, table
+// 17-1): somebody must ask after that, while there is time to report.
+func TestAsksAfterSpanningTree(t *testing.T) {
+	var asks []time.Duration
+	at, wait := time.Duration(0), firstWait
+	for range waits {
+		asks = append(asks, at)
+		at, wait = at+wait, 2*wait
+	}
+	if last := asks[len(asks)-1]; last < 30*time.Second || last > reportBudget-10*time.Second {
+		t.Errorf("asks at %v, and gives up at %v", asks, reportBudget)
+	}
+}

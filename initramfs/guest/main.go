@@ -23,8 +23,9 @@ import (
 
 const (
 	// reportBudget bounds the way from the marker to the result line when a
-	// server waits for a report.
-	reportBudget = 20 * time.Second
+	// server waits for a report. A switch with spanning tree is silent for 30 s
+	// after a port comes up, which it does again when a driver takes over.
+	reportBudget = 45 * time.Second
 	// idleBudget is for machines that nobody waits for: their user wants the
 	// shell, with a network if there is one.
 	idleBudget = 3 * time.Second

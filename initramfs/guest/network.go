@@ -140,11 +140,11 @@ func names(nics []nic) string {
 }
 
 // A NIC often loses the first packet after its link came up, so the first wait
-// for an answer is short. The client doubles it each time, so that seven of them
+// for an answer is short. The client doubles it each time, so that eight of them
 // outlast reportBudget.
 const (
 	firstWait = 250 * time.Millisecond
-	waits     = 7
+	waits     = 8
 )
 
 // lease does the four-way exchange of RFC 2131.
