@@ -240,9 +240,9 @@ const (
 )
 
 // Stop ends the container: it tells its init to power off, as soon as that listens,
-// and kills it if that does not help within Options.Grace. It returns when the container is gone and
-// says which of these did it. When ctx is done the init is not waited for any
-// longer.
+// and kills it if that does not help within Options.Grace. It returns when the
+// container is gone and says which of these did it. When ctx is done the init is
+// not waited for any longer.
 func (c *Container) Stop(ctx context.Context) How {
 	select {
 	case <-c.done:
