@@ -1,10 +1,8 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"strings"
 	"syscall"
 	"testing"
@@ -42,13 +40,7 @@ func (u *upHost) dryRunAsUser(t *testing.T) result {
 		"/run/ecboot.test", "up", "--dry-run", "--config", "/run/user/ecboot.toml")
 	cmd.Env = []string{mainVar + "=1", "HOME=/run/user", "PATH=" + os.Getenv("PATH")}
 	cmd.Dir = "/"
-	var stdout, stderr strings.Builder
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	var exit *exec.ExitError
-	if err := cmd.Run(); err != nil && !errors.As(err, &exit) {
-		t.Fatal(err)
-	}
-	return result{cmd.ProcessState.ExitCode(), stdout.String(), stderr.String()}
+	return resultOf(t, cmd)
 }
 
 // What is in the way of a segment is said in the words in which 'ecboot up' says

@@ -483,13 +483,7 @@ func TestOperators(t *testing.T) {
 		cmd := exec.Command("setpriv", append(append(strings.Fields(who), "--inh-caps=-all", bin), args...)...)
 		cmd.Env = []string{mainVar + "=1", "HOME=" + home, "PATH=" + os.Getenv("PATH")}
 		cmd.Dir = "/"
-		var stdout, stderr strings.Builder
-		cmd.Stdout, cmd.Stderr = &stdout, &stderr
-		var exit *exec.ExitError
-		if err := cmd.Run(); err != nil && !errors.As(err, &exit) {
-			t.Fatal(err)
-		}
-		return result{cmd.ProcessState.ExitCode(), stdout.String(), stderr.String()}
+		return resultOf(t, cmd)
 	}
 	const operator, stranger = "--reuid=games --regid=nogroup --groups=users", "--reuid=games --regid=nogroup --clear-groups"
 	private := filepath.Join(userDirs().Run, "1")

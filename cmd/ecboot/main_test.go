@@ -1,8 +1,8 @@
 package main
 
 import (
-	"bytes"
 	"context"
+	"errors"
 	"os"
 	"os/exec"
 	"strings"
@@ -58,11 +58,16 @@ type result struct {
 // ecboot runs the command to its end.
 func ecboot(t testing.TB, args ...string) result {
 	t.Helper()
-	cmd := ecbootCommand(t, t.Context(), args...)
-	var stdout, stderr bytes.Buffer
+	return resultOf(t, ecbootCommand(t, t.Context(), args...))
+}
+
+// resultOf runs a command to its end.
+func resultOf(t testing.TB, cmd *exec.Cmd) result {
+	t.Helper()
+	var stdout, stderr strings.Builder
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	err := cmd.Run()
-	if _, ok := err.(*exec.ExitError); err != nil && !ok {
+	var exit *exec.ExitError
+	if err := cmd.Run(); err != nil && !errors.As(err, &exit) {
 		t.Fatal(err)
 	}
 	return result{cmd.ProcessState.ExitCode(), stdout.String(), stderr.String()}

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -133,13 +132,7 @@ func TestEnvironmentInTheWay(t *testing.T) {
 	run := func(t *testing.T, script string) result {
 		t.Helper()
 		cmd := host.Command(context.Background(), "env", mainVar+"=1", "HOME=/run/home", "sh", "-c", script)
-		var stdout, stderr strings.Builder
-		cmd.Stdout, cmd.Stderr = &stdout, &stderr
-		var exit *exec.ExitError
-		if err := cmd.Run(); err != nil && !errors.As(err, &exit) {
-			t.Fatal(err)
-		}
-		return result{cmd.ProcessState.ExitCode(), stdout.String(), stderr.String()}
+		return resultOf(t, cmd)
 	}
 	t.Run("full disk", func(t *testing.T) {
 		host.Run(t, "mkdir", "-p", "/var/cache/ecboot")

@@ -367,14 +367,7 @@ segment = "lan"
 // commandWant runs an ecboot on the host to its end.
 func (u *upHost) commandWant(t *testing.T, code int, args []string, parts ...string) result {
 	t.Helper()
-	cmd := u.command(t, args...)
-	var stdout, stderr strings.Builder
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	var exit *exec.ExitError
-	if err := cmd.Run(); err != nil && !errors.As(err, &exit) {
-		t.Fatal(err)
-	}
-	r := result{cmd.ProcessState.ExitCode(), stdout.String(), stderr.String()}
+	r := resultOf(t, u.command(t, args...))
 	r.want(t, code, parts...)
 	return r
 }

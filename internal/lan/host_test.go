@@ -14,6 +14,31 @@ import (
 	"github.com/every-channel/ecboot/internal/nettest"
 )
 
+// lookWhile has look succeed while change goes on and on.
+func lookWhile(t *testing.T, change func(), look func() error) {
+	t.Helper()
+	over := make(chan struct{})
+	var busy sync.WaitGroup
+	busy.Go(func() {
+		for {
+			select {
+			case <-over:
+				return
+			default:
+				change()
+			}
+		}
+	})
+	for range 30 {
+		if err := look(); err != nil {
+			t.Error(err)
+			break
+		}
+	}
+	close(over)
+	busy.Wait()
+}
+
 // Links that come and go meanwhile, as those of guests do, spoil no look at the
 // network.
 func TestReadHostWhileItChanges(t *testing.T) {
@@ -30,28 +55,14 @@ func TestReadHostWhileItChanges(t *testing.T) {
 		}
 		t.Cleanup(func() { _ = netlink.LinkDel(link) })
 	}
-	over := make(chan struct{})
-	var busy sync.WaitGroup
-	busy.Go(func() {
-		for {
-			select {
-			case <-over:
-				return
-			default:
-			}
-			link := bridge("fleeting")
-			_ = netlink.LinkAdd(link)
-			_ = netlink.LinkDel(link)
-		}
+	lookWhile(t, func() {
+		link := bridge("fleeting")
+		_ = netlink.LinkAdd(link)
+		_ = netlink.LinkDel(link)
+	}, func() error {
+		_, err := readHost()
+		return err
 	})
-	for range 30 {
-		if _, err := readHost(); err != nil {
-			t.Error(err)
-			break
-		}
-	}
-	close(over)
-	busy.Wait()
 }
 
 // The same of what moves to a bridge.
@@ -71,27 +82,13 @@ func TestBelongingsWhileAddressesChange(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	over := make(chan struct{})
-	var busy sync.WaitGroup
-	busy.Go(func() {
-		for {
-			select {
-			case <-over:
-				return
-			default:
-			}
-			_ = netlink.AddrAdd(bridge, address(many))
-			_ = netlink.AddrDel(bridge, address(many))
-		}
+	lookWhile(t, func() {
+		_ = netlink.AddrAdd(bridge, address(many))
+		_ = netlink.AddrDel(bridge, address(many))
+	}, func() error {
+		_, err := dump(unix.RTM_GETADDR, unix.RTM_NEWADDR)
+		return err
 	})
-	for range 30 {
-		if _, err := dump(unix.RTM_GETADDR, unix.RTM_NEWADDR); err != nil {
-			t.Error(err)
-			break
-		}
-	}
-	close(over)
-	busy.Wait()
 }
 
 func TestWaysOut(t *testing.T) {

@@ -17,12 +17,13 @@ func reaches(h *nettest.Host, target string) bool {
 	return h.Command(context.Background(), "ping", "-c1", "-W1", target).Run() == nil
 }
 
-func TestNATLetsTheSegmentOutAndNobodyIn(t *testing.T) {
+// crossroads is a machine with a way out to the world, by nic0, and a side network
+// on nic1. It routes what comes from the side, and nothing that comes from the world.
+func crossroads(t *testing.T) (world, side *nettest.Host) {
+	t.Helper()
 	nettest.NeedRoot(t)
 	nettest.Need(t, "ip", "ping", "nft")
-	// This machine routes what comes from the side network, and nothing that
-	// comes from the world.
-	world, side, guest := nettest.NewHost(t, "world"), nettest.NewHost(t, "side"), nettest.NewHost(t, "guest")
+	world, side = nettest.NewHost(t, "world"), nettest.NewHost(t, "side")
 	nettest.Wire(t, "nic0", world, "eth0")
 	nettest.Wire(t, "nic1", side, "eth0")
 	for _, args := range []string{
@@ -39,6 +40,12 @@ func TestNATLetsTheSegmentOutAndNobodyIn(t *testing.T) {
 	world.Run(t, "ip", "route", "add", "10.0.0.0/8", "via", "198.51.100.2")
 	side.Run(t, "ip", "addr", "add", "10.90.0.2/24", "dev", "eth0")
 	side.Run(t, "ip", "route", "add", "default", "via", "10.90.0.1")
+	return world, side
+}
+
+func TestNATLetsTheSegmentOutAndNobodyIn(t *testing.T) {
+	world, side := crossroads(t)
+	guest := nettest.NewHost(t, "guest")
 	settings := func() (all string) {
 		for _, nic := range []string{"nic0", "nic1"} {
 			value, _ := readSetting("ipv4/conf/" + nic + "/forwarding")
@@ -92,24 +99,7 @@ func TestNATLetsTheSegmentOutAndNobodyIn(t *testing.T) {
 
 // Two segments have the same way out, and need the same settings of it.
 func TestNATOfTwoSegments(t *testing.T) {
-	nettest.NeedRoot(t)
-	nettest.Need(t, "ip", "ping", "nft")
-	world, side := nettest.NewHost(t, "world"), nettest.NewHost(t, "side")
-	nettest.Wire(t, "nic0", world, "eth0")
-	nettest.Wire(t, "nic1", side, "eth0")
-	for _, args := range []string{
-		"addr add 198.51.100.2/24 dev nic0", "addr add 10.90.0.1/24 dev nic1", "route add default via 198.51.100.1",
-	} {
-		run(t, "ip", strings.Fields(args)...)
-	}
-	const forwarding = "ipv4/conf/nic0/forwarding"
-	if err := writeSetting(forwarding, "0"); err != nil {
-		t.Fatal(err)
-	}
-	world.Run(t, "ip", "addr", "add", "198.51.100.1/24", "dev", "eth0")
-	world.Run(t, "ip", "route", "add", "10.0.0.0/8", "via", "198.51.100.2")
-	side.Run(t, "ip", "addr", "add", "10.90.0.2/24", "dev", "eth0")
-	side.Run(t, "ip", "route", "add", "default", "via", "10.90.0.1")
+	world, _ := crossroads(t)
 	dir := t.TempDir()
 	open := func(name, network string) (*Segment, *nettest.Host) {
 		s, err := Open(Config{Name: name, Bridge: "br-" + name, Address: netip.MustParsePrefix(network + ".1/24"), NAT: true, NoteDir: dir})
@@ -145,7 +135,7 @@ func TestNATOfTwoSegments(t *testing.T) {
 	if err := second.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if value, _ := readSetting(forwarding); value != "0" {
+	if value, _ := readSetting("ipv4/conf/nic0/forwarding"); value != "0" {
 		t.Errorf("forwarding of the way out is %s and was 0", value)
 	}
 }
@@ -153,25 +143,7 @@ func TestNATOfTwoSegments(t *testing.T) {
 // The way out becomes a port of another segment's bridge, which must not let in
 // what the NIC did not.
 func TestNATOverABridgeThatComesLater(t *testing.T) {
-	nettest.NeedRoot(t)
-	nettest.Need(t, "ip", "ping", "nft")
-	world, side := nettest.NewHost(t, "world"), nettest.NewHost(t, "side")
-	nettest.Wire(t, "nic0", world, "eth0")
-	nettest.Wire(t, "nic1", side, "eth0")
-	for _, args := range []string{
-		"addr add 198.51.100.2/24 dev nic0", "addr add 10.90.0.1/24 dev nic1", "route add default via 198.51.100.1",
-	} {
-		run(t, "ip", strings.Fields(args)...)
-	}
-	for nic, on := range map[string]string{"nic0": "0", "nic1": "1"} {
-		if err := writeSetting("ipv4/conf/"+nic+"/forwarding", on); err != nil {
-			t.Fatal(err)
-		}
-	}
-	world.Run(t, "ip", "addr", "add", "198.51.100.1/24", "dev", "eth0")
-	world.Run(t, "ip", "route", "add", "10.0.0.0/8", "via", "198.51.100.2")
-	side.Run(t, "ip", "addr", "add", "10.90.0.2/24", "dev", "eth0")
-	side.Run(t, "ip", "route", "add", "default", "via", "10.90.0.1")
+	world, _ := crossroads(t)
 	dir := t.TempDir()
 	var last *Segment
 	for _, cfg := range []Config{
