@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unsafe"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -45,28 +46,25 @@ func Macvtap(parent, name string, mac [6]byte) (*Tap, error) {
 			return nil, err
 		}
 	}
-	if err := c.makeUpper(); err != nil {
-		return nil, err
-	}
-	tap, err := c.openMarked()
-	if err != nil {
-		return nil, errors.Join(err, Remove(name))
-	}
-	return tap, nil
+	return c.plug(change.makeMarked, func(c change) error { return Remove(c.Link) })
 }
 
 // macvtapMark is the alias ('ip link') of links that Macvtap makes.
 const macvtapMark = "ecboot guest"
 
-func (c change) openMarked() (*Tap, error) {
+// makeMarked makes a link that RemoveUnused knows again.
+func (c change) makeMarked() error {
+	if err := c.makeUpper(); err != nil {
+		return err
+	}
 	link, err := netlink.LinkByName(c.Link)
+	if err == nil {
+		err = netlink.LinkSetAlias(link, macvtapMark)
+	}
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", c.Link, err)
+		return errors.Join(fmt.Errorf("alias of %s: %w", c.Link, err), Remove(c.Link))
 	}
-	if err := netlink.LinkSetAlias(link, macvtapMark); err != nil {
-		return nil, fmt.Errorf("alias of %s: %w", c.Link, err)
-	}
-	return c.openMacvtap()
+	return nil
 }
 
 // RemoveUnused removes the links that Macvtap has made and no process has open,
@@ -117,16 +115,35 @@ func (s *Segment) macvtap(cfg PortConfig) (*Tap, error) {
 	if link, err := netlink.LinkByName(name); err == nil {
 		return nil, fmt.Errorf("port %s: a link of this name is there already, a %s with the address %s, and is not of this segment: name another, or 'ip link del %[1]s'", name, link.Type(), link.Attrs().HardwareAddr)
 	}
-	err := s.change(c)
-	if err != nil {
-		return nil, errors.Join(err, s.undo(c))
-	}
-	tap, err := c.openMacvtap()
-	if err != nil {
-		return nil, errors.Join(err, s.undo(c))
-	}
-	return tap, nil
+	return c.plug(func(c change) error {
+		if err := s.change(c); err != nil {
+			return errors.Join(err, s.undo(c))
+		}
+		return nil
+	}, s.undo)
 }
+
+// plug makes a macvtap by do and opens it. If that fails, what do has made is
+// undone; what do has not, it undoes itself.
+func (c change) plug(do, undo func(change) error) (*Tap, error) {
+	for try := 0; ; try++ {
+		if err := do(c); err != nil {
+			return nil, err
+		}
+		tap, err := c.openMacvtap()
+		if err == nil {
+			return tap, nil
+		}
+		if err := errors.Join(err, undo(c)); !errors.Is(err, errNotItsFile) || try == indexTries {
+			return nil, err
+		}
+		c.Index = freeIndex() // another namespace was faster to take it
+	}
+}
+
+// errNotItsFile says that the device file with a link's index is that of a link of
+// another network namespace.
+var errNotItsFile = errors.New("it belongs to a link of another network namespace")
 
 // InUse says which process has the file of a macvtap of this name; nil: none.
 func InUse(name string) error {
@@ -144,7 +161,7 @@ func InUse(name string) error {
 			fd, _ := strconv.Atoi(parts[4])
 			// A link of another namespace may have the same index, and so a
 			// device of the same name.
-			if theirs, err := linkOf(pid, fd); err == nil && theirs != name {
+			if theirs, err := tapOf(pid, fd); err == nil && !theirs.is(link) {
 				continue
 			}
 			return fmt.Errorf("%s with the address %s has a guest already: process %s", name, link.Attrs().HardwareAddr, process{PID: pid})
@@ -153,30 +170,43 @@ func InUse(name string) error {
 	return nil
 }
 
-// linkOf names the link whose file a process has open.
-func linkOf(pid, fd int) (name string, err error) {
+// tapID tells links apart that have the same index in several namespaces. Their
+// names are not enough: a configuration may be the same in each of them.
+type tapID struct{ name, mac string }
+
+func (id tapID) is(link netlink.Link) bool {
+	return id == tapID{link.Attrs().Name, link.Attrs().HardwareAddr.String()}
+}
+
+// tapOf is the link whose file a process has open.
+func tapOf(pid, fd int) (tapID, error) {
 	process, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
-		return "", err
+		return tapID{}, err
 	}
 	defer unix.Close(process)
 	file, err := unix.PidfdGetfd(process, fd, 0)
 	if err != nil {
-		return "", err
+		return tapID{}, err
 	}
 	defer unix.Close(file)
-	return linkOfFile(file)
+	return tapOfFile(file)
 }
 
-func linkOfFile(fd int) (name string, err error) {
-	req, err := unix.NewIfreq("")
-	if err != nil {
-		return "", err
+func tapOfFile(fd int) (tapID, error) {
+	req := struct {
+		name [unix.IFNAMSIZ]byte
+		mac  unix.RawSockaddr
+		_    [8]byte // the rest of a struct ifreq
+	}{}
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCGIFHWADDR, uintptr(unsafe.Pointer(&req))); errno != 0 {
+		return tapID{}, errno
 	}
-	if err := unix.IoctlIfreq(fd, unix.TUNGETIFF, req); err != nil {
-		return "", err
+	mac := make(net.HardwareAddr, 6)
+	for i := range mac {
+		mac[i] = byte(req.mac.Data[i])
 	}
-	return req.Name(), nil
+	return tapID{unix.ByteSliceToString(req.name[:]), mac.String()}, nil
 }
 
 func devicePath(link netlink.Link) string { return "/dev/tap" + strconv.Itoa(link.Attrs().Index) }
@@ -253,9 +283,9 @@ func openMacvtap(link netlink.Link) (*Tap, error) {
 	}
 	// Links of other namespaces have the same indices and the same names
 	// for their devices.
-	name, err := linkOfFile(fd)
-	if err == nil && name != la.Name {
-		err = fmt.Errorf("it belongs to %s, of another network namespace", name)
+	id, err := tapOfFile(fd)
+	if err == nil && !id.is(link) {
+		err = errNotItsFile
 	}
 	if err != nil {
 		unix.Close(fd)

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -328,32 +329,48 @@ func TestMacvtapWithoutASegment(t *testing.T) {
 }
 
 // Device files are named by the links' indices, which are the same in several
-// namespaces: a file that somebody has open may be that of another link.
+// namespaces: a file may be that of another link, which may even have the name of
+// this one. That one is neither in use by this one's guest nor given to it.
 func TestMacvtapOfAnotherNamespaceIsNotThisOne(t *testing.T) {
-	router := office(t)
-	const index = "7777"
-	link := func(parent, name string) []string {
-		return []string{"link", "add", "link", parent, "name", name, "index", index, "type", "macvtap", "mode", "bridge"}
-	}
-	router.Run(t, "ip", link("lan0", "theirs")...)
-	router.Run(t, "ip", "link", "set", "theirs", "up")
-	theirs, err := os.OpenFile("/dev/tap"+index, os.O_RDWR|syscall.O_NONBLOCK, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer theirs.Close()
-	run(t, "ip", link("nic0", "mine")...)
-	if err := InUse("mine"); err != nil {
-		t.Error(err)
-	}
-	router.Do(t, func() {
-		if err := InUse("theirs"); err == nil || !strings.Contains(err.Error(), "has a guest already") {
-			t.Errorf("of the link whose file it is: %v", err)
-		}
-	})
-	router.Run(t, "ip", "link", "set", "theirs", "down")
-	if err := Remove("mine"); err != nil {
-		t.Error(err)
+	for _, name := range []string{"mine", "theirs"} {
+		t.Run(name, func(t *testing.T) {
+			router := office(t)
+			const index = 7777
+			router.Run(t, "ip", "link", "add", "link", "lan0", "name", "theirs", "index", strconv.Itoa(index), "type", "macvtap", "mode", "bridge")
+			router.Run(t, "ip", "link", "set", "theirs", "up")
+			t.Cleanup(func() { router.Run(t, "ip", "link", "del", "theirs") })
+			theirs, err := os.OpenFile("/dev/tap"+strconv.Itoa(index), os.O_RDWR|syscall.O_NONBLOCK, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer theirs.Close()
+			mine := change{Op: opMacvtap, Link: name, On: "nic0", MAC: net.HardwareAddr(guestMAC[:]).String(), Index: index}
+			if err := mine.makeUpper(); err != nil {
+				t.Fatal(err)
+			}
+			if err := InUse(name); err != nil {
+				t.Error(err)
+			}
+			router.Do(t, func() {
+				if err := InUse("theirs"); err == nil || !strings.Contains(err.Error(), "has a guest already") {
+					t.Errorf("of the link whose file it is: %v", err)
+				}
+			})
+			if err := Remove(name); err != nil {
+				t.Fatal(err)
+			}
+			tap, err := mine.plug(change.makeUpper, func(c change) error { return Remove(c.Link) })
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer tap.File.Close()
+			if !guestAsks(t, tap.File, netip.MustParseAddr("10.79.0.50"), netip.MustParseAddr("10.79.0.1")) {
+				t.Error("the file is not that of a link of this namespace")
+			}
+			if err := Remove(name); err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }
 
