@@ -65,7 +65,7 @@ func (c *change) remember(others settings) (err error) {
 	case opInherit:
 		c.Own = others.of(c.On)
 	case opNAT:
-		c.NAT.remember(others)
+		c.NAT.remember(others, c.NAT.Outside)
 	}
 	return err
 }

@@ -94,10 +94,7 @@ func readHost() (host, error) {
 	if err != nil {
 		return h, err
 	}
-	name := map[int]string{}
-	for _, l := range links {
-		name[l.Attrs().Index] = l.Attrs().Name
-	}
+	name := byIndex(links)
 	have, err := addressesOf(nil, netlink.FAMILY_ALL)
 	if err != nil {
 		return h, err
@@ -141,11 +138,31 @@ func readHost() (host, error) {
 			}
 		}
 	}
+	if h.exits, err = exits(name); err != nil {
+		return h, err
+	}
+	h.strict = strictChains()
+	value, err := readSetting("bridge/bridge-nf-call-iptables")
+	h.filtered = err == nil && value == "1"
+	return h, nil
+}
+
+// byIndex are links' names by their indices.
+func byIndex(links []netlink.Link) map[int]string {
+	name := map[int]string{}
+	for _, l := range links {
+		name[l.Attrs().Index] = l.Attrs().Name
+	}
+	return name
+}
+
+// exits are the links of the IPv4 default routes; name has the links by index.
+func exits(name map[int]string) (links []string, err error) {
 	routes, err := settled(func() ([]netlink.Route, error) {
 		return netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
 	})
 	if err != nil {
-		return h, err
+		return nil, err
 	}
 	for _, r := range routes {
 		if r.Dst != nil && !r.Dst.IP.IsUnspecified() {
@@ -157,15 +174,12 @@ func readHost() (host, error) {
 		}
 		for _, index := range hops {
 			// One that says only that there is no way has no link.
-			if link := name[index]; link != "" && !slices.Contains(h.exits, link) {
-				h.exits = append(h.exits, link)
+			if link := name[index]; link != "" && !slices.Contains(links, link) {
+				links = append(links, link)
 			}
 		}
 	}
-	h.strict = strictChains()
-	value, err := readSetting("bridge/bridge-nf-call-iptables")
-	h.filtered = err == nil && value == "1"
-	return h, nil
+	return links, nil
 }
 
 // isWireless asks sysfs. Where that shows another namespace a name may mislead

@@ -225,6 +225,11 @@ func (s *Segment) save() error {
 func (s *Segment) change(c change) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.add(c)
+}
+
+// add is change for whoever holds the lock.
+func (s *Segment) add(c change) error {
 	if s.note != "" && s.watchdog == nil {
 		var err error
 		if s.owner, err = processOf(os.Getpid()); err != nil {

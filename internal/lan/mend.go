@@ -42,6 +42,13 @@ func (s *Segment) Mend() (mended []string, err error) {
 		anew[c.Link] = anew[c.Link] || c.makesLink()
 		mended = append(mended, c.String())
 	}
+	out, err := s.wayOut()
+	if err != nil {
+		errs = append(errs, err)
+	}
+	for _, link := range out {
+		mended = append(mended, "the default route is on "+link+" now, and clients are let out there")
+	}
 	switch link, err := netlink.LinkByName(s.opened.Link); {
 	case err == nil:
 		s.link = link

@@ -4,10 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -33,13 +35,66 @@ func (n *nat) table() *nftables.Table {
 	return &nftables.Table{Family: nftables.TableFamilyIPv4, Name: n.Table}
 }
 
-// remember notes which links do not forward by themselves.
-func (n *nat) remember(others settings) {
-	for _, name := range n.Outside {
-		if on, _ := others.original("ipv4/conf/" + name + "/forwarding"); on == "0" {
+// remember notes which of these links do not forward by themselves.
+func (n *nat) remember(others settings, outside []string) {
+	for _, name := range outside {
+		if on, _ := others.original(forwarding(name)); on == "0" {
 			n.Closed = append(n.Closed, name)
 		}
 	}
+}
+
+// forwarding is the key of the setting by which a link forwards what comes in.
+func forwarding(link string) string { return "ipv4/conf/" + link + "/forwarding" }
+
+// with is the table when more links lead out. Those that did stay: what goes on
+// there is not cut off, and the default route may come back.
+func (n *nat) with(outside []string, others settings) *nat {
+	more := *n
+	more.Outside = slices.Concat(n.Outside, outside)
+	more.Closed = slices.Clip(n.Closed)
+	more.remember(others, outside)
+	return &more
+}
+
+// wayOut lets clients out where the default route has moved since, such as from a
+// laptop's cable to its radio, and names the links. The caller holds the lock.
+func (s *Segment) wayOut() (fresh []string, err error) {
+	i := slices.IndexFunc(s.made, func(c change) bool { return c.Op == opNAT && c.NAT != nil })
+	if i < 0 {
+		return nil, nil
+	}
+	links, err := settled(netlink.LinkList)
+	if err != nil {
+		return nil, err
+	}
+	now, err := exits(byIndex(links))
+	if err != nil {
+		return nil, err
+	}
+	old, cfg := s.made[i].NAT, s.opened.Config
+	fresh = slices.DeleteFunc(now, func(link string) bool {
+		return slices.Contains(old.Outside, link) || slices.Contains([]string{old.Inside, cfg.Uplink, s.opened.Parent}, link)
+	})
+	if len(fresh) == 0 {
+		return nil, nil
+	}
+	others := othersSettings(s.note)
+	s.made[i].NAT = old.with(fresh, others)
+	if err = s.save(); err == nil {
+		err = s.made[i].NAT.install()
+	}
+	if err != nil {
+		s.made[i].NAT = old // and again the next time
+		return nil, err
+	}
+	for _, link := range fresh {
+		c := change{Op: opSetting, Key: forwarding(link), Value: "1"}
+		if err := errors.Join(c.remember(others), s.add(c)); err != nil {
+			return nil, err
+		}
+	}
+	return fresh, nil
 }
 
 // install makes the table, in one transaction.

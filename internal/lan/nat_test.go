@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/netip"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 
@@ -32,7 +33,7 @@ func crossroads(t *testing.T) (world, side *nettest.Host) {
 		run(t, "ip", strings.Fields(args)...)
 	}
 	for nic, on := range map[string]string{"nic0": "0", "nic1": "1"} {
-		if err := writeSetting("ipv4/conf/"+nic+"/forwarding", on); err != nil {
+		if err := writeSetting(forwarding(nic), on); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -43,12 +44,21 @@ func crossroads(t *testing.T) (world, side *nettest.Host) {
 	return world, side
 }
 
+// client is a machine on a bridge whose router is there.
+func client(t *testing.T, bridge, network string) *nettest.Host {
+	t.Helper()
+	h := nettest.NewHost(t, "client-"+bridge)
+	nettest.Connect(t, bridge, h, "eth0")
+	h.Run(t, "ip", "addr", "add", network+".50/24", "dev", "eth0")
+	h.Run(t, "ip", "route", "add", "default", "via", network+".1")
+	return h
+}
+
 func TestNATLetsTheSegmentOutAndNobodyIn(t *testing.T) {
 	world, side := crossroads(t)
-	guest := nettest.NewHost(t, "guest")
 	settings := func() (all string) {
 		for _, nic := range []string{"nic0", "nic1"} {
-			value, _ := readSetting("ipv4/conf/" + nic + "/forwarding")
+			value, _ := readSetting(forwarding(nic))
 			all += nic + " " + value + "\n"
 		}
 		return all + run(t, "nft", "list", "ruleset")
@@ -60,9 +70,7 @@ func TestNATLetsTheSegmentOutAndNobodyIn(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	nettest.Connect(t, "br8", guest, "eth0")
-	guest.Run(t, "ip", "addr", "add", "10.77.0.50/24", "dev", "eth0")
-	guest.Run(t, "ip", "route", "add", "default", "via", "10.77.0.1")
+	guest := client(t, "br8", "10.77.0")
 	if out := run(t, "nft", "list", "tables"); !strings.Contains(out, "table ip ecboot_lab") {
 		t.Errorf("the tables are %s", out)
 	}
@@ -107,11 +115,7 @@ func TestNATOfTwoSegments(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { s.Close() })
-		guest := nettest.NewHost(t, name)
-		nettest.Connect(t, "br-"+name, guest, "eth0")
-		guest.Run(t, "ip", "addr", "add", network+".50/24", "dev", "eth0")
-		guest.Run(t, "ip", "route", "add", "default", "via", network+".1")
-		return s, guest
+		return s, client(t, "br-"+name, network)
 	}
 	closed := func() {
 		t.Helper()
@@ -135,7 +139,7 @@ func TestNATOfTwoSegments(t *testing.T) {
 	if err := second.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if value, _ := readSetting("ipv4/conf/nic0/forwarding"); value != "0" {
+	if value, _ := readSetting(forwarding("nic0")); value != "0" {
 		t.Errorf("forwarding of the way out is %s and was 0", value)
 	}
 }
@@ -145,18 +149,17 @@ func TestNATOfTwoSegments(t *testing.T) {
 func TestNATOverABridgeThatComesLater(t *testing.T) {
 	world, _ := crossroads(t)
 	dir := t.TempDir()
-	var last *Segment
-	for _, cfg := range []Config{
-		{Name: "lab", Bridge: "br8", Address: private, NAT: true, NoteDir: dir},
-		{Name: "office", Bridge: "br9", Uplink: "nic0", NoteDir: dir},
-	} {
+	open := func(cfg Config) *Segment {
+		cfg.NoteDir = dir
 		s, err := Open(cfg)
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer s.Close()
-		last = s
+		t.Cleanup(func() { s.Close() })
+		return s
 	}
+	lab := open(Config{Name: "lab", Bridge: "br8", Address: private, NAT: true})
+	office := open(Config{Name: "office", Bridge: "br9", Uplink: "nic0"})
 	closed := func() {
 		t.Helper()
 		if reaches(world, "10.90.0.2") {
@@ -164,11 +167,75 @@ func TestNATOverABridgeThatComesLater(t *testing.T) {
 		}
 	}
 	closed()
+	guest := client(t, "br8", "10.77.0")
+	if _, err := lab.Mend(); err != nil {
+		t.Fatal(err)
+	}
+	guest.Run(t, "ping", "-c1", "-W5", "198.51.100.1")
+	closed()
 	run(t, "ip", "link", "del", "br9")
-	if _, err := last.Mend(); err != nil {
+	if _, err := office.Mend(); err != nil {
 		t.Fatal(err)
 	}
 	closed()
+}
+
+// A laptop is taken from its cable to the radio and back.
+func TestNATFollowsTheDefaultRoute(t *testing.T) {
+	world, _ := crossroads(t)
+	radio := nettest.NewHost(t, "radio")
+	nettest.Wire(t, "nic2", radio, "eth0")
+	run(t, "ip", "addr", "add", "203.0.113.2/24", "dev", "nic2")
+	if err := writeSetting(forwarding("nic2"), "0"); err != nil {
+		t.Fatal(err)
+	}
+	radio.Run(t, "ip", "addr", "add", "203.0.113.1/24", "dev", "eth0")
+	radio.Run(t, "ip", "route", "add", "10.0.0.0/8", "via", "203.0.113.2")
+	rules := func() string { return run(t, "nft", "list", "ruleset") }
+	before := rules()
+
+	cfg := Config{Name: "lab", Bridge: "br8", Address: private, NAT: true, NoteDir: t.TempDir()}
+	s, err := Open(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { s.Close() }()
+	guest := client(t, "br8", "10.77.0")
+	mended := func(want ...string) {
+		t.Helper()
+		if got, err := s.Mend(); !slices.Equal(got, want) || err != nil {
+			t.Errorf("mended %q, %v", got, err)
+		}
+	}
+	run(t, "ip", "route", "del", "default")
+	mended() // between two networks
+	run(t, "ip", "route", "add", "default", "via", "203.0.113.1")
+	mended("the default route is on nic2 now, and clients are let out there")
+	mended()
+	guest.Run(t, "ping", "-c1", "-W5", "203.0.113.1")
+	for _, address := range []string{"10.77.0.50", "10.90.0.2"} {
+		if reaches(radio, address) || reaches(world, address) {
+			t.Errorf("%s is reached from outside", address)
+		}
+	}
+	run(t, "nft", "delete", "table", "ip", "ecboot_lab")
+	mended("nftables table ecboot_lab made")
+	run(t, "ip", "route", "replace", "default", "via", "198.51.100.1")
+	mended()
+	for _, address := range []string{"198.51.100.1", "203.0.113.1"} {
+		guest.Run(t, "ping", "-c1", "-W5", address)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, nic := range []string{"nic0", "nic2"} {
+		if value, _ := readSetting(forwarding(nic)); value != "0" {
+			t.Errorf("forwarding of %s is %s and was 0", nic, value)
+		}
+	}
+	if diff := cmp.Diff(before, rules()); diff != "" {
+		t.Errorf("the firewall is not as it was:\n%s", diff)
+	}
 }
 
 func TestNATWarnsOfAFirewallThatDrops(t *testing.T) {

@@ -338,7 +338,7 @@ func (p *planned) planNAT(cfg Config, h host, nic string) {
 	}
 	p.change(change{Op: opNAT, Link: p.link, NAT: newNAT(cmp.Or(cfg.Name, p.link), p.link, p.address.Masked(), out)})
 	for _, link := range append([]string{p.link}, out...) {
-		p.change(change{Op: opSetting, Key: "ipv4/conf/" + link + "/forwarding", Value: "1"})
+		p.change(change{Op: opSetting, Key: forwarding(link), Value: "1"})
 	}
 }
 
