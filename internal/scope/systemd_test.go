@@ -88,7 +88,7 @@ type auxiliary struct {
 	Properties []transient
 }
 
-func startManager(t *testing.T, all []hierarchy) *manager {
+func startManager(t *testing.T, all []hierarchy, with ...func(*manager)) *manager {
 	t.Helper()
 	conn, err := dbus.Connect(startBus(t))
 	if err != nil {
@@ -96,6 +96,9 @@ func startManager(t *testing.T, all []hierarchy) *manager {
 	}
 	i := slices.IndexFunc(all, func(h hierarchy) bool { return h.unified })
 	m := &manager{t: t, conn: conn, dir: filepath.Join(all[i].dir, fmt.Sprintf("ecboottest%d.slice", os.Getpid())), result: "done"}
+	for _, change := range with {
+		change(m)
+	}
 	if err := os.Mkdir(m.dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -218,11 +221,10 @@ func escapeLabel(s string) string {
 
 func TestSystemdMakesAScope(t *testing.T) {
 	all := needCgroups(t)
-	m := startManager(t, all)
+	m := startManager(t, all, func(m *manager) { m.failed = true }) // as one of that name before
 	h := Host{systemd: true}
 	g := Guest{Name: "web-1", StopTimeout: time.Minute}
 	keeper := sleeper(t)
-	m.failed = true // as one of that name before
 	s, err := h.Join(t.Context(), g, keeper.Process.Pid)
 	if err != nil {
 		t.Fatal(err)
@@ -307,8 +309,7 @@ func TestSystemdCannotEnforceALimit(t *testing.T) {
 }
 
 func TestSystemdRefuses(t *testing.T) {
-	m := startManager(t, needCgroups(t))
-	m.result = "canceled"
+	startManager(t, needCgroups(t), func(m *manager) { m.result = "canceled" })
 	keeper := sleeper(t)
 	_, err := Host{systemd: true}.Join(t.Context(), Guest{Name: "web"}, keeper.Process.Pid)
 	if err == nil || !strings.Contains(err.Error(), "the job is canceled: 'journalctl -u ecboot-web.scope'") {
