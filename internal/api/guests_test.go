@@ -258,6 +258,76 @@ func TestConsole(t *testing.T) {
 	io.Copy(io.Discard, oneReads) // ends with the server
 }
 
+// chatterbox is a console that shows something all the time.
+type chatterbox struct {
+	typed  chan string // has room
+	closed chan struct{}
+	once   sync.Once
+}
+
+func (c *chatterbox) Read(p []byte) (int, error) {
+	select {
+	case <-c.closed:
+		return 0, io.EOF
+	default:
+		return len(p), nil
+	}
+}
+
+func (c *chatterbox) Write(p []byte) (int, error) {
+	select {
+	case <-c.closed:
+		return 0, net.ErrClosed
+	default:
+		c.typed <- string(p)
+		return len(p), nil
+	}
+}
+
+func (c *chatterbox) Close() error {
+	c.once.Do(func() { close(c.closed) })
+	return nil
+}
+
+type chattyGuests struct {
+	fakeGuests
+	console *chatterbox
+}
+
+func (g *chattyGuests) Console(context.Context, string, bool) (io.ReadWriteCloser, error) {
+	return g.console, nil
+}
+
+// Who types and goes at once is heard, although what the guest shows meanwhile
+// finds nobody.
+func TestConsoleHearsWhoGoes(t *testing.T) {
+	path := filepath.Join(t.TempDir(), SocketName)
+	g := &chattyGuests{}
+	s, err := Listen(path, Backend{Guests: g})
+	if err != nil {
+		t.Fatal(err)
+	}
+	go s.Run(t.Context())
+	c := Connect(path)
+	for range 100 {
+		g.console = &chatterbox{typed: make(chan string, 1), closed: make(chan struct{})}
+		conn, err := c.Console(t.Context(), "db", true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(conn, "poweroff\n"); err != nil {
+			t.Fatal(err)
+		}
+		conn.Close()
+		<-g.console.closed
+		select {
+		case <-g.console.typed:
+		default:
+			t.Fatal("what was typed last is lost")
+		}
+	}
+}
+
 func TestNoGuests(t *testing.T) {
 	path := filepath.Join(t.TempDir(), SocketName)
 	s, err := Listen(path, Backend{})

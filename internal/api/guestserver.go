@@ -125,4 +125,7 @@ func serveConsole(w http.ResponseWriter, r *http.Request, g Guests) {
 		cancel()
 	}()
 	io.Copy(conn, guest)
+	// Of a client that has gone there may still be input, whose end ends this;
+	// that of the guest does so at once.
+	io.Copy(io.Discard, guest)
 }
