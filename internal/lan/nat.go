@@ -3,6 +3,7 @@ package lan
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -57,6 +58,16 @@ func (n *nat) with(outside []string, others settings) *nat {
 	return &more
 }
 
+// forget takes links out of the changes that let clients out there, since they are
+// gone: what comes back has none of the settings that were made.
+func (n *nat) forget(made []change, gone func(link string) bool) []change {
+	made = slices.DeleteFunc(made, func(c change) bool {
+		return c.Op == opSetting && slices.Contains(n.Outside, c.affects()) && gone(c.affects())
+	})
+	n.Outside, n.Closed = slices.DeleteFunc(n.Outside, gone), slices.DeleteFunc(n.Closed, gone)
+	return made
+}
+
 // wayOut lets clients out where the default route has moved since, such as from a
 // laptop's cable to its radio, and names the links. The caller holds the lock.
 func (s *Segment) wayOut() (fresh []string, err error) {
@@ -68,11 +79,14 @@ func (s *Segment) wayOut() (fresh []string, err error) {
 	if err != nil {
 		return nil, err
 	}
-	now, err := exits(byIndex(links))
+	name := byIndex(links)
+	now, err := exits(name)
 	if err != nil {
 		return nil, err
 	}
 	old, cfg := s.made[i].NAT, s.opened.Config
+	there := slices.Collect(maps.Values(name))
+	s.made = old.forget(s.made, func(link string) bool { return !slices.Contains(there, link) })
 	fresh = slices.DeleteFunc(now, func(link string) bool {
 		return slices.Contains(old.Outside, link) || slices.Contains([]string{old.Inside, cfg.Uplink, s.opened.Parent}, link)
 	})

@@ -184,13 +184,16 @@ func TestNATOverABridgeThatComesLater(t *testing.T) {
 func TestNATFollowsTheDefaultRoute(t *testing.T) {
 	world, _ := crossroads(t)
 	radio := nettest.NewHost(t, "radio")
-	nettest.Wire(t, "nic2", radio, "eth0")
-	run(t, "ip", "addr", "add", "203.0.113.2/24", "dev", "nic2")
-	if err := writeSetting(forwarding("nic2"), "0"); err != nil {
-		t.Fatal(err)
+	plug := func() {
+		nettest.Wire(t, "nic2", radio, "eth0")
+		run(t, "ip", "addr", "add", "203.0.113.2/24", "dev", "nic2")
+		if err := writeSetting(forwarding("nic2"), "0"); err != nil {
+			t.Fatal(err)
+		}
+		radio.Run(t, "ip", "addr", "add", "203.0.113.1/24", "dev", "eth0")
+		radio.Run(t, "ip", "route", "add", "10.0.0.0/8", "via", "203.0.113.2")
 	}
-	radio.Run(t, "ip", "addr", "add", "203.0.113.1/24", "dev", "eth0")
-	radio.Run(t, "ip", "route", "add", "10.0.0.0/8", "via", "203.0.113.2")
+	plug()
 	rules := func() string { return run(t, "nft", "list", "ruleset") }
 	before := rules()
 
@@ -224,6 +227,16 @@ func TestNATFollowsTheDefaultRoute(t *testing.T) {
 	mended()
 	for _, address := range []string{"198.51.100.1", "203.0.113.1"} {
 		guest.Run(t, "ping", "-c1", "-W5", address)
+	}
+	// It is taken out of its socket, and put into it again.
+	run(t, "ip", "link", "del", "nic2")
+	mended()
+	plug()
+	run(t, "ip", "route", "replace", "default", "via", "203.0.113.1")
+	mended("the default route is on nic2 now, and clients are let out there")
+	guest.Run(t, "ping", "-c1", "-W5", "203.0.113.1")
+	if reaches(radio, "10.90.0.2") {
+		t.Error("the side network is reached from outside")
 	}
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
