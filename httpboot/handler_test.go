@@ -328,7 +328,7 @@ func TestScriptAnswer(t *testing.T) {
 		body  string // a part of it
 		event timeline.Event
 	}{
-		{mac, "kernel http://10.77.0.1/profile/default/vmlinuz quiet initrd=initramfs.zst BOOTIF=01-52-54-00-12-34-56 ecboot.url=http://10.77.0.1/phone-home/52:54:00:12:34:56 || goto failed", timeline.Event{Detail: "default"}},
+		{mac, "kernel http://10.77.0.1/profile/default/vmlinuz quiet initrd=initramfs.zst BOOTIF=01-52-54-00-12-34-56 ecboot.url=http://10.77.0.1/phone-home/52:54:00:12:34:56 ${qemu} || goto failed", timeline.Event{Detail: "default"}},
 		{boot.MAC{9}, "kernel http://10.77.0.1/profile/default/vmlinuz", timeline.Event{Detail: "default"}},
 		{boot.MAC{2}, "#!ipxe\nsanboot\n", timeline.Event{Detail: "own"}},
 		{boot.MAC{3}, "no profile for 03:00:00:00:00:00", timeline.Event{Phase: timeline.Fail, Detail: "no profile for 03:00:00:00:00:00"}},

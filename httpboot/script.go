@@ -84,6 +84,10 @@ func (s *Server) kernelScript(a asker) ([]byte, error) {
 
 	var b bytes.Buffer
 	begin(&b, a)
+	if isPC(a.client.Platform()) {
+		b.WriteString(inQEMU)
+		words = append(words, "${qemu}")
+	}
 	fmt.Fprintf(&b, "set stage kernel\nkernel %s %s || goto failed\n", a.url(artifactPath(p.Name, p.Kernel.Name)), strings.Join(words, " "))
 	b.WriteString("set stage initrd\n")
 	for _, f := range p.Initrds {
@@ -92,6 +96,16 @@ func (s *Server) kernelScript(a asker) ([]byte, error) {
 	b.WriteString("set stage linux\nboot || goto failed\n")
 	end(&b, a)
 	return b.Bytes(), nil
+}
+
+// inQEMU keeps Linux from looking for ticks of the timer in a machine that QEMU
+// emulates: on a host that is busy they come too late, and it panics before it can
+// tell anybody. With KVM it knows that it is virtual, and does not look.
+const inQEMU = "iseq ${manufacturer} QEMU && set qemu no_timer_check ||\n"
+
+// isPC reports whether a platform has an x86 processor.
+func isPC(p boot.Platform) bool {
+	return p == boot.BIOS || p == boot.UEFIIA32 || p == boot.UEFIX64
 }
 
 // programScript starts the program that the firmware of the machine could have

@@ -126,6 +126,20 @@ func TestValuesThatCannotGoIntoAScript(t *testing.T) {
 	}
 }
 
+// Linux on an ARM knows nothing of a PC's timer.
+func TestOnlyAPCHasATimerToCheck(t *testing.T) {
+	s := newServer(Config{Addr: addr})
+	for arch, want := range map[boot.Arch]bool{boot.ArchBIOS: true, boot.ArchX64: true, boot.ArchX64HTTP: true, boot.ArchARM64: false} {
+		text, err := s.script(asker{client: boot.Client{MAC: mac, Archs: []boot.Arch{arch}}, profile: profile(), url: s.url})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Contains(string(text), "no_timer_check"); got != want {
+			t.Errorf("%s: %s", arch.Platform(), text)
+		}
+	}
+}
+
 // TestCommandLineTemplate fills in what is known of a machine.
 func TestCommandLineTemplate(t *testing.T) {
 	p := profile()
@@ -156,7 +170,7 @@ func TestCommandLineTemplate(t *testing.T) {
 // they expand.
 var (
 	ownLines    = regexp.MustCompile(`^(#!ipxe|:failed|(echo|set|kernel|initrd|boot|chain|imgfetch|prompt|exit|shell)( .*)?)$`)
-	ownSettings = map[string]bool{"${stage}": true, "${err}": true, "${errno:hexraw}": true}
+	ownSettings = map[string]bool{"${stage}": true, "${err}": true, "${errno:hexraw}": true, "${qemu}": true}
 	setting     = regexp.MustCompile(`\$\{[^}]*\}?`)
 	// After an operator comes one of these, and a comment is in the first line only.
 	afterOperator = regexp.MustCompile(` (\|\||&&|;)( |$)`)
@@ -168,6 +182,9 @@ func checkScript(t *testing.T, text string) {
 	t.Helper()
 	lines := strings.Split(strings.TrimSuffix(text, "\n"), "\n")
 	for i, line := range lines {
+		if line+"\n" == inQEMU {
+			continue
+		}
 		if !ownLines.MatchString(line) || strings.ContainsAny(line, "\r\x00\v\f") || strings.HasSuffix(line, `\`) {
 			t.Errorf("line %d is not ours: %q", i+1, line)
 		}

@@ -113,6 +113,21 @@ func wantOneAddress(t *testing.T, doc report) {
 	}
 }
 
+// Linux that QEMU emulates panics on a busy host if it checks its timer; whether
+// each iPXE knows that it is in QEMU shows on the kernel's command line.
+func TestKernelInQEMUDoesNotCheckItsTimer(t *testing.T) {
+	for _, args := range [][]string{{"--firmware", "bios"}, {"--firmware", "bios", "--chainload"}, {"--firmware", "uefi", "--rom", "none"}} {
+		t.Run(strings.Join(args, " "), func(t *testing.T) {
+			needGuests(t)
+			t.Parallel()
+			doc := bootReport(t, append([]string{"run", "--append", "loglevel=7", "--until", "console:ommand line: .* no_timer_check"}, args...)...)
+			if doc.Outcome != outcomeReady {
+				t.Errorf("outcome %q", doc.Outcome)
+			}
+		})
+	}
+}
+
 func TestTwoGuestsAtOnce(t *testing.T) {
 	needGuests(t)
 	t.Parallel()
