@@ -207,7 +207,7 @@ func TestUpSecureBoot(t *testing.T) {
 [profile.signed]
 kernel = %q
 initrds = [%q]
-cmdline = "console=ttyS0 loglevel=7"
+cmdline = "console=ttyS0 loglevel=7 no_timer_check"
 secure_boot = true
 [guest.with-secure-boot]
 backend = "qemu"
