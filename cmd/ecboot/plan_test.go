@@ -58,7 +58,7 @@ func TestPlanMachine(t *testing.T) {
 		{"its disk before that", on(func(g *config.DeclaredGuest) {
 			g.NICs, g.Disks, g.ChainURL, g.Boot = nics[3:], disks, "http://x/", config.BootDisk
 		}), []string{"-kernel /ipxe.lkrn -initrd", "drive=disk0,werror=enospc,rerror=report,bootindex=1", "bootindex=2"}, "", nil},
-		{"direct", on(func(g *config.DeclaredGuest) { g.NICs, g.Boot = nics[:1], config.BootDirect }), []string{"-kernel /k -initrd /i -append console=ttyS0"}, "bootindex", nil},
+		{"direct", on(func(g *config.DeclaredGuest) { g.NICs, g.Boot = nics[:1], config.BootDirect }), []string{"-kernel /k -initrd /i -append 'console=ttyS0 no_timer_check'"}, "bootindex", nil},
 		{"microvm", on(func(g *config.DeclaredGuest) {
 			g.Backend, g.Boot, g.Machine, g.Firmware, g.NICs = config.BackendMicroVM, config.BootDirect, "", "", []config.GuestNIC{{Segment: "lan", MAC: mac(1)}}
 		}), []string{"-machine microvm", "virtio-net-device", "-kernel /k"}, "", nil},
