@@ -125,10 +125,13 @@ func tpm(command string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	f, err := os.OpenFile("/dev/tpm0", os.O_RDWR, 0)
+	// Package os would not block: the kernel then takes the command and, until it
+	// has begun with it, says that there is no response.
+	fd, err := syscall.Open("/dev/tpm0", syscall.O_RDWR|syscall.O_CLOEXEC, 0)
 	if err != nil {
 		return "", err
 	}
+	f := os.NewFile(uintptr(fd), "/dev/tpm0")
 	defer f.Close()
 	if _, err := f.Write(b); err != nil {
 		return "", err
