@@ -134,8 +134,9 @@ func (c change) plug(do, undo func(change) error) (*Tap, error) {
 		if err == nil {
 			return tap, nil
 		}
-		if err := errors.Join(err, undo(c)); !errors.Is(err, errNotItsFile) || try == indexTries {
-			return nil, err
+		undone := undo(c)
+		if undone != nil || !errors.Is(err, errNotItsFile) || try == indexTries {
+			return nil, errors.Join(err, undone)
 		}
 		c.Index = freeIndex() // another namespace was faster to take it
 	}

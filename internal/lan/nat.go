@@ -3,7 +3,6 @@ package lan
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"net/netip"
 	"slices"
 
@@ -85,8 +84,9 @@ func (s *Segment) wayOut() (fresh []string, err error) {
 		return nil, err
 	}
 	old, cfg := s.made[i].NAT, s.opened.Config
-	there := slices.Collect(maps.Values(name))
-	s.made = old.forget(s.made, func(link string) bool { return !slices.Contains(there, link) })
+	s.made = old.forget(s.made, func(link string) bool {
+		return !slices.ContainsFunc(links, func(l netlink.Link) bool { return l.Attrs().Name == link })
+	})
 	fresh = slices.DeleteFunc(now, func(link string) bool {
 		return slices.Contains(old.Outside, link) || slices.Contains([]string{old.Inside, cfg.Uplink, s.opened.Parent}, link)
 	})

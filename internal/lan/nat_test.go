@@ -197,12 +197,11 @@ func TestNATFollowsTheDefaultRoute(t *testing.T) {
 	rules := func() string { return run(t, "nft", "list", "ruleset") }
 	before := rules()
 
-	cfg := Config{Name: "lab", Bridge: "br8", Address: private, NAT: true, NoteDir: t.TempDir()}
-	s, err := Open(cfg)
+	s, err := Open(Config{Name: "lab", Bridge: "br8", Address: private, NAT: true, NoteDir: t.TempDir()})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { s.Close() }()
+	defer s.Close()
 	guest := client(t, "br8", "10.77.0")
 	mended := func(want ...string) {
 		t.Helper()
